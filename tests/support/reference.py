@@ -26,6 +26,7 @@ from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
 from switchgen.trace import CUE, Query, Segment, Trace
 from switchgen.vocabulary import Vocabulary
 
+WHITE = (b" ", b"\n", b"\t", b"\r")
 BORDER = 1e-4
 """A draw this close to a decision border may fall on either side in float32 (DESIGN.md)."""
 
@@ -251,9 +252,9 @@ def _segment(ladder: Ladder, trace: Trace, writer: int, limit: int, closes: bool
         if token in engine.stop_ids:
             return _signed(vocabulary, writer, ids, "eos")
         sentence_over = ids and vocabulary.token_bytes[ids[-1]].endswith((b".", b"!", b"?"))
-        if end == "sentence" and sentence_over and text[:1].isspace():
+        if end == "sentence" and sentence_over and text[:1] in WHITE:
             return _signed(vocabulary, writer, ids, "boundary")
-        if whole_words and len(ids) >= limit and text[:1].isspace():
+        if whole_words and len(ids) >= limit and text[:1] in WHITE:
             return _signed(vocabulary, writer, ids, "boundary")
         ids.append(token)
         written = b"".join(vocabulary.token_bytes[index] for index in ids)
