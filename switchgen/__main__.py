@@ -54,10 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add(verbs, "report", _report, "the page people look at: report/index.html", ["switchgen report lab"])
     _add(verbs, "doctor", _doctor, "machine, versions, recipe check, memory and cost, before anything is spent",
          ["switchgen doctor lab", "switchgen doctor my-ladder.yaml engine.max_rows=128"])  # fmt: skip
+    bench = _add(verbs, "bench", _bench, "what switching costs on this machine, with random weights",
+                 ["switchgen bench --quick", "switchgen bench --size tiny",
+                  "switchgen bench --size small --cases d --rows 64 --new-tokens 512 --repeats 5",
+                  "switchgen bench --size 8b"], recipe=False)  # fmt: skip
+    _add_bench(bench)
     return parser
 
 
-def _add(verbs: Any, name: str, function: Verb, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+def _add(
+    verbs: Any, name: str, function: Verb, summary: str, examples: Sequence[str], *, recipe: bool = True
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
@@ -65,10 +72,11 @@ def _add(verbs: Any, name: str, function: Verb, summary: str, examples: Sequence
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
-    parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=_OVERRIDE_HELP)
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: runs/<recipe name>)")
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, overrides=None)
+    if recipe:
+        parser.add_argument("recipe", metavar="RECIPE", help=_RECIPE_HELP)
+        parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=_OVERRIDE_HELP)
+        parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: runs/<recipe name>)")
     return parser
 
 
@@ -94,6 +102,21 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="rows beyond the context are an error")
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", nargs="+", choices=["tiny", "small", "8b"], default=[], metavar="SIZE",
+                        help="tiny (6 M parameters a model), small (67 M), 8b (CUDA only)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="a small table, in minutes")
+    parser.add_argument("--cases", metavar="abd", help="a: one candidate by generate; b: the loop with one candidate; "
+                        "c: random choice; d: LM switcher; e: the released way; f: rollouts")  # fmt: skip
+    parser.add_argument("--rows", type=_positive, metavar="N", help="rows in flight, for a cell of your own")
+    parser.add_argument("--new-tokens", type=_positive, nargs="+", default=[], metavar="N", help="response length")
+    parser.add_argument("--written", type=int, default=0, metavar="N", help="tokens there already, read before timing")
+    parser.add_argument("--queries", type=_positive, metavar="N", help="queries in all (default: as many as rows)")
+    parser.add_argument("--repeats", type=_positive, metavar="N", help="interleaved repeats of every case")
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads (default: 1)")
+    parser.add_argument("--device", default="", metavar="D", help="cpu, cuda, cuda:1 (default: cuda for 8b, else cpu)")
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -106,10 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # `switchgen infer lab --limit 2 decoding.x=1`: overrides may also stand after options.
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    takes_overrides = arguments.overrides is not None
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_overrides]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    arguments.overrides = [*arguments.overrides, *rest]
+    if takes_overrides:
+        arguments.overrides = [*arguments.overrides, *rest]
     _quiet()
     try:
         arguments.function(arguments)
@@ -222,6 +247,12 @@ def _doctor(arguments: argparse.Namespace) -> None:
     say("\n".join(lines))
     if not sound:
         raise ConfigError("the recipe cannot run as it is; see the problems above")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from infer.bench.command import main as bench  # noqa: PLC0415
+
+    _report_summary(bench(arguments, say))
 
 
 def _report_summary(summary: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from switchgen.candidates import Pool
@@ -93,6 +93,11 @@ class Row:
         own = None if segment.writer == CUE else self.pool.candidates[segment.writer].vocabulary_index
         for index, vocabulary in enumerate(self.pool.vocabularies):
             self._ids[index].extend(segment.ids if index == own else vocabulary.encode_text(segment.text))
+
+    @property
+    def contexts(self) -> Mapping[Reader, Context]:
+        """What each model that has read the row holds of it."""
+        return self._contexts
 
     @property
     def num_written(self) -> int:

@@ -125,6 +125,20 @@ class SlotEngine:
         self.catch_up(contexts, leave=1)
         return SlotSession(self, contexts)
 
+    @torch.inference_mode()
+    def read(self, contexts: Sequence[Context], leave: int = 0) -> None:
+        """Read contexts ahead of time, except their last `leave` tokens."""
+        self._activate()
+        self.catch_up(contexts, leave)
+
+    def clear(self) -> None:
+        """Forget all contexts and give the caches' memory back."""
+        for owner in self._owners:
+            if owner is not None:
+                self.release(owner)
+        self._owners = []
+        self.cache = SlotCache(len(self.cache.layers))
+
     # -- reading --------------------------------------------------------------------------------------------------
 
     def catch_up(self, contexts: Sequence[Context], leave: int = 0) -> None:
