@@ -3,6 +3,7 @@
     RUN/infer/<output's name>-<hash of its path>/
       stage.json    what the responses depend on (recipe, weights, policy, seed, input)
       rows.jsonl    finished rows, in the order in which they were finished
+      shards/<worker>/rows.jsonl   the same, of several workers that are still writing
       output.json   hashes of the output files that were made from them
 
 Every finished row is on its way to the disk at once. The output file appears when all rows are finished, whole and in
@@ -14,13 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
-
-from tqdm import tqdm
 
 from infer.claims import response_claim
 from infer.inputs import parse_queries, read_input
@@ -33,6 +31,19 @@ from switchgen.records import released_log, response_record
 from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage, lock
 from switchgen.trace import Query, Trace
+from switchgen.workers import (
+    Report,
+    Share,
+    Spent,
+    Stopwatch,
+    do_shares,
+    gather_shards,
+    num_workers_of,
+    progress,
+    shard_folder,
+    split,
+    wait_for_leftovers,
+)
 
 logger = logging.getLogger("switchgen")
 
@@ -77,6 +88,7 @@ def main(
     unordered: bool = False,
     strict: bool = False,
     seed: int | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Answer every line of `input`; see the module for what is written where.
 
@@ -85,15 +97,17 @@ def main(
         limit: only the first lines. A later start with a higher limit goes on from there.
         unordered: write lines straight to `output` as they finish.
         strict: rows beyond the context are an error, raised when all other rows are written.
+        workers: processes; default `infer.workers`. The output does not depend on it.
 
     Returns:
-        Rows, answered rows, ids of rows not answered (beyond the context), tokens by writer, and this start's seconds
-        and tokens per second.
+        Rows, answered rows, ids of rows not answered (beyond the context), tokens by writer, and this start's rows,
+        seconds of loading, seconds of writing and tokens per second of writing (of the slowest worker).
 
     Raises:
         DataError: bad lines, all of them; or, with `strict`, rows beyond the context.
         ConfigError: a policy that cannot work; an output made by another recipe.
         StorageError: full disk, missing rights, another run at work on the same output.
+        WorkerError: a worker process died; what is finished is kept.
     """
     input, output = Path(input), Path(output)
     settings = run.recipe.infer
@@ -102,6 +116,7 @@ def main(
     format = settings.format if format is None else format
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: allowed are {', '.join(FORMATS)}")
+    num_workers = num_workers_of(settings.workers, workers)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit {limit}: at least 1 row")
     check_writers(run, [policy])
@@ -115,7 +130,7 @@ def main(
     check_ours(output, folder, streamed=unordered)
     with lock(folder):
         _claim(job, claim)
-        wrote = _write_rows(job)
+        wrote = _write_rows(job, num_workers)
         summary = _finish(job, wrote)
     if strict and summary["not_answered"]:
         raise DataError(
@@ -132,29 +147,61 @@ def _claim(job: Job, claim: dict[str, Any]) -> None:
         raise ConfigError(f"{job.output}: nothing was overwritten. {error}\nAnother --output will do, too") from None
 
 
-def _write_rows(job: Job) -> dict[str, Any]:
+def _write_rows(job: Job, workers: int) -> dict[str, Any]:
     """Write the rows that are missing; returns what this start did."""
+    wait_for_leftovers(job.folder)
+    gather_shards(job.folder, job.rows_path.parent)
     with Shard(job.rows_path) as shard:
         pending = [query for query in job.queries if query.id not in shard.done]
         if not pending:
             logger.info("%s: all %d rows are written already", job.output, len(job.queries))
-            return {"written": 0, "seconds": 0.0, "tokens_per_second": None}
+            return {"written": 0, "load_seconds": 0.0, "seconds": 0.0, "tokens_per_second": None}
         if len(pending) < len(job.queries):
             logger.info("%s: %d of %d rows are written; going on", job.output, len(shard.done), len(job.queries))
-        writer = load_writers(job.run, [job.policy])[job.policy]
-        check_conversations(writer, pending)
-        started = time.monotonic()
+        own_job = replace(job, queries=())  # what is asked is in the shares
+        shares = [
+            Share(job.run, worker, shard_folder(job.folder, job.rows_path.parent, worker, workers), (own_job, own))
+            for worker, own in enumerate(split(pending, lambda query: query.id, workers))
+            if own
+        ]
         tokens = 0
-        by_id = {query.id: query for query in pending}
-        with tqdm(total=len(job.queries), initial=len(job.queries) - len(pending), unit="row", desc=job.policy,
-                  disable=None) as bar:  # fmt: skip
-            for trace in _traces(job, writer, pending):
-                shard.append(job.row_of(by_id.pop(trace.query.id), trace, writer.pool.names))
-                tokens += trace.num_tokens
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
-                bar.update()
-    seconds = time.monotonic() - started
-    return {"written": len(pending), "seconds": round(seconds, 2), "tokens_per_second": round(tokens / seconds, 1)}
+        done = len(job.queries) - len(pending)
+        with progress(job.policy, total=len(job.queries), done=done, unit="row") as advance:
+
+            def report(message: tuple[int, dict[str, Any] | None]) -> None:
+                nonlocal tokens
+                count, row = message
+                if row is not None:
+                    shard.append(row)
+                tokens += count
+                advance(count)
+
+            spent = do_shares(_write_share, shares, name="infer", folder=job.folder, report=report)
+    gather_shards(job.folder, job.rows_path.parent)
+    seconds = max(part.work_seconds for part in spent)
+    return {
+        "written": len(pending),
+        "load_seconds": round(max(part.load_seconds for part in spent), 2),
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def _write_share(share: Share[tuple[Job, Sequence[Query]]], report: Report) -> Spent:
+    """Write one worker's rows; reports tokens, and the row where the parent has to bring it to the output at once."""
+    job, queries = share.work
+    watch = Stopwatch()
+    writer = load_writers(job.run, [job.policy])[job.policy]
+    check_conversations(writer, queries)
+    watch.loaded()
+    by_id = {query.id: query for query in queries}
+    streams = job.unordered and share.folder != job.rows_path.parent
+    with Shard(share.folder / job.rows_path.name) as shard:
+        for trace in _traces(job, writer, queries):
+            row = job.row_of(by_id.pop(trace.query.id), trace, writer.pool.names)
+            shard.append(row)
+            report((trace.num_tokens, row if streams else None))
+    return watch.spent()
 
 
 def _traces(job: Job, writer: Writer, queries: Sequence[Query]) -> Iterator[Trace]:

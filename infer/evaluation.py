@@ -2,6 +2,7 @@
 
     RUN/evaluation/
       responses/<policy>--<task>--<seed>.jsonl   what was written, with its score; a line as soon as it is finished
+      shards/<worker>/*.jsonl                    the same, of several workers that are still writing
       claims/<policy>--<task>/stage.json         what those responses depend on
       results.json                               means, intervals, comparisons (`infer/results.py`)
 
@@ -23,6 +24,7 @@ from infer.scores import scored_cells
 from switchgen.assembly import check_writers
 from switchgen.errors import ConfigError
 from switchgen.rundir import Run, lock, provenance, write_json
+from switchgen.workers import num_workers_of
 
 logger = logging.getLogger("switchgen")
 
@@ -30,16 +32,19 @@ JSON = dict[str, Any]
 _SHOWN_IDS = 20
 
 
-def main(run: Run, *, rescore: bool = False) -> JSON:
+def main(run: Run, *, rescore: bool = False, workers: int | None = None) -> JSON:
     """Write and score responses, and sum them up in `evaluation/results.json`, which is also returned.
 
     Args:
         rescore: score the saved responses again, and generate nothing; the models need not be there.
+        workers: processes that write; default `evaluate.workers`. The responses do not depend on it.
 
     Raises:
         ConfigError: no tasks, a policy that cannot work, responses made by another recipe.
         DataError: a task file is wrong; with `rescore`, responses that are not there.
+        WorkerError: a worker process died; what is finished is kept.
     """
+    num_workers = num_workers_of(run.recipe.evaluate.workers, workers)
     tasks = load_questions(run)
     _check_settings(run, tasks)
     if not rescore:
@@ -48,7 +53,7 @@ def main(run: Run, *, rescore: bool = False) -> JSON:
     with lock(folder):
         claim_responses(run, folder, tasks, saved_only=rescore)
         if not rescore:
-            write_missing(run, folder, tasks)
+            write_missing(run, folder, tasks, workers=num_workers)
         cells = scored_cells(run, folder, tasks, rescore=rescore)
         document = results_document(cells, **_comparison_settings(run), meta=_meta(run, tasks, cells))
         write_json(folder / "results.json", document)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from infer.batch import check_conversations
 from infer.claims import response_claim
 from infer.questions import Questions, reference_text
@@ -26,6 +24,18 @@ from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage
 from switchgen.tasks import Example
 from switchgen.trace import Query, Trace
+from switchgen.workers import (
+    Report,
+    Share,
+    Spent,
+    Stopwatch,
+    do_shares,
+    gather_shards,
+    progress,
+    shard_folder,
+    split,
+    wait_for_leftovers,
+)
 
 logger = logging.getLogger("switchgen")
 
@@ -98,17 +108,44 @@ class _Ask:
     example: Example
     seed: int
 
+    @property
+    def query_id(self) -> str:
+        """The task is part of the name: two tasks may use the same ids."""
+        return f"{self.questions.name}/{self.example.id}"
 
-def write_missing(run: Run, folder: Path, tasks: Sequence[Questions]) -> None:
-    """Write the responses that are missing, policy by policy."""
+
+def write_missing(run: Run, folder: Path, tasks: Sequence[Questions], *, workers: int = 1) -> None:
+    """Write the responses that are missing, policy by policy.
+
+    Args:
+        workers: processes; the responses do not depend on it.
+    """
+    wait_for_leftovers(folder)
+    responses = folder / "responses"
+    gather_shards(folder, responses)
     missing = {policy: _missing(run, folder, policy, tasks) for policy in run.recipe.evaluate.policies}
-    wanted = [policy for policy, asks in missing.items() if asks]
-    if not wanted:
+    total = sum(map(len, missing.values()))
+    if not total:
         logger.info("evaluate: all responses are written already")
         return
-    writers = load_writers(run, wanted)
-    for policy in wanted:
-        _write(run, folder, policy, writers[policy], missing[policy])
+    parts: list[dict[str, list[_Ask]]] = [{} for _ in range(workers)]
+    for policy, asks in missing.items():
+        for part, own in zip(parts, split(asks, lambda ask: ask.query_id, workers), strict=True):
+            if own:
+                part[policy] = own
+    shares = [
+        Share(run, worker, shard_folder(folder, responses, worker, workers), part)
+        for worker, part in enumerate(parts)
+        if part
+    ]
+    with progress("evaluate", total=total, done=0, unit="response") as advance:
+        spent = do_shares(_write_share, shares, name="evaluate", folder=folder, report=advance)
+    gather_shards(folder, responses)
+    logger.info(
+        "evaluate: %d responses by %d worker%s, %.1f s to load, %.1f s to write", total, len(shares),
+        "" if len(shares) == 1 else "s", max(part.load_seconds for part in spent),
+        max(part.work_seconds for part in spent),
+    )  # fmt: skip
 
 
 def _missing(run: Run, folder: Path, policy: str, tasks: Sequence[Questions]) -> list[_Ask]:
@@ -124,29 +161,38 @@ def _missing(run: Run, folder: Path, policy: str, tasks: Sequence[Questions]) ->
     return asks
 
 
-def _write(run: Run, folder: Path, policy: str, writer: Writer, asks: Sequence[_Ask]) -> None:
-    """All missing responses of one policy, all tasks and seeds, through one loop: its batches stay full."""
-    queries = [Query(ask.example.id, ask.example.messages, {"ask": index}) for index, ask in enumerate(asks)]
-    check_conversations(writer, queries)
+def _write_share(share: Share[dict[str, list[_Ask]]], report: Report) -> Spent:
+    """Write one worker's responses, by policy; each is reported with its tokens when it is safe."""
+    watch = Stopwatch()
+    writers = load_writers(share.run, list(share.work))
+    for policy, asks in share.work.items():
+        check_conversations(writers[policy], [_query(ask, index) for index, ask in enumerate(asks)])
+    watch.loaded()
+    for policy, asks in share.work.items():
+        _write(share, policy, writers[policy], asks, report)
+    return watch.spent()
+
+
+def _query(ask: _Ask, index: int) -> Query:
+    return Query(ask.example.id, ask.example.messages, {"ask": index})
+
+
+def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:
+    """A worker's missing responses of one policy, all tasks and seeds, through one loop: its batches stay full."""
     rows = (
-        # The task is part of the name: two tasks may use the same ids.
-        Row(writer.pool, query, response_seed(ask.seed, f"{ask.questions.name}/{query.id}"))
-        for query, ask in zip(queries, asks, strict=True)
+        Row(writer.pool, _query(ask, index), response_seed(ask.seed, ask.query_id)) for index, ask in enumerate(asks)
     )
-    paths = [responses_path(folder, policy, ask.questions.name, ask.seed) for ask in asks]
+    names = [responses_path(Path(), policy, ask.questions.name, ask.seed).name for ask in asks]
     with ExitStack() as stack:
-        shards = {path: stack.enter_context(Shard(path)) for path in dict.fromkeys(paths)}
-        bar = stack.enter_context(tqdm(total=len(asks), unit="response", desc=policy, disable=None))
-        last = started = time.monotonic()
-        tokens = 0
-        for row in writer.loop(run).run(rows):
+        shards = {name: stack.enter_context(Shard(share.folder / name)) for name in dict.fromkeys(names)}
+        last = time.monotonic()
+        for row in writer.loop(share.run).run(rows):
             now = time.monotonic()
             index = row.trace.query.fields["ask"]
             # Rows are written together: what has passed since the last one was finished is noted with this one.
-            shards[paths[index]].append(_response(asks[index], policy, row.trace, writer.pool.names, now - last))
-            tokens, last = tokens + row.trace.num_tokens, now
-            bar.set_postfix_str(f"{tokens / max(now - started, 1e-9):.0f} tokens/s", refresh=False)
-            bar.update()
+            shards[names[index]].append(_response(asks[index], policy, row.trace, writer.pool.names, now - last))
+            last = now
+            report(row.trace.num_tokens)
 
 
 def _response(ask: _Ask, policy: str, trace: Trace, names: Sequence[str], seconds: float) -> JSON:

@@ -21,14 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from rollout.questions import check, dependencies, load_tasks, pick_questions
+from rollout.questions import Question, check, dependencies, load_tasks, pick_questions
 from rollout.summary import summarize
-from rollout.workers import Share, label_in_processes, label_share, wait_for_leftovers
-from switchgen.errors import ConfigError
+from rollout.workers import LabelWork, label_share
 from switchgen.records import read_records
 from switchgen.rundir import Run, Shard, claim_stage, lock, write_json
+from switchgen.workers import Share, Spent, do_shares, num_workers_of, progress, split, wait_for_leftovers
 
 logger = logging.getLogger("switchgen")
 
@@ -50,9 +48,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
         WorkerError: a worker process died; what is finished is kept.
     """
     settings = run.recipe.rollout
-    num_workers = settings.workers if workers is None else workers
-    if num_workers < 1:
-        raise ConfigError(f"workers: got {num_workers}; allowed: 1 or more processes")
+    num_workers = num_workers_of(settings.workers, workers)
     tasks = load_tasks(run)
     check(run)
     questions = pick_questions(tasks, settings.queries, settings.seed)
@@ -61,23 +57,25 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
         wait_for_leftovers(folder)
         claim_stage(folder, "rollout", dependencies(run, tasks))
         done = _finished_ids(folder)
-        wanted = [name for question in questions for name in question.state_ids(settings.states)]
+        wanted = _state_ids(questions, settings.states)
         pending = [question for question in questions if not done.issuperset(question.state_ids(settings.states))]
         if not pending and (folder / "summary.json").is_file():
             summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             return summary
+        shares = [
+            Share(run, worker, folder, LabelWork(own, done.intersection(_state_ids(own, settings.states))))
+            for worker, own in enumerate(split(pending, lambda question: question.query.id, num_workers))
+            if own
+        ]
         started = time.perf_counter()
-        with tqdm(total=len(wanted), initial=len(done), unit="state", desc="rollout", disable=None) as progress:
-
-            def advance() -> None:
-                progress.update()
-
-            if num_workers == 1:
-                spent = [label_share(Share(run, 0, pending, done), advance)]
-            else:
-                spent = label_in_processes(run, pending, done, num_workers, advance)
+        with progress("rollout", total=len(wanted), done=len(done), unit="state") as advance:
+            spent = do_shares(label_share, shares, name="rollout", folder=folder, report=advance)
         seconds = time.perf_counter() - started
         return _write_summary(run, folder, len(wanted), num_workers, len(done), seconds, spent)
+
+
+def _state_ids(questions: Sequence[Question], states: int) -> list[str]:
+    return [name for question in questions for name in question.state_ids(states)]
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -94,7 +92,7 @@ def _finished_ids(folder: Path) -> set[str]:
 
 
 def _write_summary(
-    run: Run, folder: Path, asked: int, workers: int, found: int, seconds: float, spent: Sequence[dict[str, Any]]
+    run: Run, folder: Path, asked: int, workers: int, found: int, seconds: float, spent: Sequence[Spent]
 ) -> dict[str, Any]:
     records = list(read_records(sorted(folder.glob("labels-*.jsonl"))))
     left_out = list(read_records(sorted(folder.glob("left_out-*.jsonl"))))
@@ -106,7 +104,7 @@ def _write_summary(
             "states": len(records) + len(left_out) - found,
             "workers": workers,
             "seconds": round(seconds, 3),
-            "load_seconds": round(max((part["load_seconds"] for part in spent), default=0.0), 3),
+            "load_seconds": round(max((part.load_seconds for part in spent), default=0.0), 3),
             **_engine_totals(spent),
         },
     }
@@ -116,22 +114,22 @@ def _write_summary(
     return summary
 
 
-def _engine_totals(spent: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _engine_totals(spent: Sequence[Spent]) -> dict[str, Any]:
     """What the latest command's engines did, over all workers."""
     engines: dict[str, dict[str, float]] = {}
     for part in spent:
-        for name, stats in part["engines"].items():
+        for name, stats in (part.engines or {}).items():
             total = engines.setdefault(name, {})
             for key, value in stats.items():
                 total[key] = round(total.get(key, 0) + value, 3)
-    work = max((part["work_seconds"] for part in spent), default=0.0)
+    work = max((part.work_seconds for part in spent), default=0.0)
     decoded = sum(total["decoded_tokens"] for total in engines.values())
     return {
         "decoded_tokens": decoded,
         "read_tokens": sum(total["read_tokens"] for total in engines.values()),
         "scored_tokens": sum(total["scored_tokens"] for total in engines.values()),
         "work_seconds": round(work, 3),
-        "cpu_seconds": round(sum(part["cpu_seconds"] for part in spent), 3),
+        "cpu_seconds": round(sum(part.cpu_seconds for part in spent), 3),
         "decoded_per_second": round(decoded / work, 1) if work else None,
         "engines": engines,
     }

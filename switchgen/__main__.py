@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
          ["switchgen lab lab", "switchgen lab lab lab.seed=7"])  # fmt: skip
     rollout = _add(verbs, "rollout", _rollout, "states, branches, completions, scores, labels",
                    ["switchgen rollout lab", "switchgen rollout lab --workers 2 rollout.completions=16"])  # fmt: skip
-    rollout.add_argument("--workers", type=_positive, metavar="N", help="processes (default: rollout.workers)")
+    _add_workers(rollout, "rollout")
     train = _add(verbs, "train", _train, "fit the switcher to the labels",
                  ["switchgen train lab", "switchgen train lab --launcher deepspeed --num-gpus 4",
                   "deepspeed --num_gpus 4 train/switcher.py lab --deepspeed configs/deepspeed/zero2.json"])  # fmt: skip
@@ -45,12 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
                   "switchgen infer lab --input q.jsonl --output a.jsonl --policy random --limit 100",
                   "switchgen infer lab --input q.jsonl --output a.jsonl decoding.max_new_tokens=256"])  # fmt: skip
     _add_infer(infer)
-    distill = _add(verbs, "distill", _distill, "the collaboration back into one model", ["switchgen distill lab"])
+    _add_workers(infer, "infer")
+    distill = _add(verbs, "distill", _distill, "the collaboration back into one model",
+                   ["switchgen distill lab", "switchgen distill lab --workers 2"])  # fmt: skip
     _add_launcher(distill)
+    _add_workers(distill, "distill", "processes that write the responses")
     evaluate = _add(verbs, "evaluate", _evaluate, "tasks x policies x run seeds",
-                    ["switchgen evaluate lab", "switchgen evaluate lab --rescore",
+                    ["switchgen evaluate lab", "switchgen evaluate lab --workers 2", "switchgen evaluate lab --rescore",
                      "switchgen evaluate lab 'evaluate.policies=[aligned, switcher]' evaluate.limit=50"])  # fmt: skip
     evaluate.add_argument("--rescore", action="store_true", help="score the saved answers again, without generating")
+    _add_workers(evaluate, "evaluate")
     _add(verbs, "report", _report, "the page people look at: report/index.html", ["switchgen report lab"])
     _add(verbs, "doctor", _doctor, "machine, versions, recipe check, memory and cost, before anything is spent",
          ["switchgen doctor lab", "switchgen doctor my-ladder.yaml engine.max_rows=128"])  # fmt: skip
@@ -78,6 +82,10 @@ def _add(
         parser.add_argument("overrides", metavar="a.b=c", nargs="*", help=_OVERRIDE_HELP)
         parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default: runs/<recipe name>)")
     return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser, section: str, what: str = "processes") -> None:
+    parser.add_argument("--workers", type=_positive, metavar="N", help=f"{what} (default: {section}.workers)")
 
 
 def _add_launcher(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +205,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _distill(arguments: argparse.Namespace) -> None:
     from train.distill import main as distill  # noqa: PLC0415
 
-    _report_summary(distill(_open(arguments), **_launch_options(arguments)))
+    _report_summary(distill(_open(arguments), workers=arguments.workers, **_launch_options(arguments)))
 
 
 def _launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,6 +231,7 @@ def _infer(arguments: argparse.Namespace) -> None:
         unordered=arguments.unordered,
         strict=arguments.strict,
         seed=run.recipe.infer.seed if arguments.seed is None else arguments.seed,
+        workers=arguments.workers,
     )
     _report_summary(summary)
 
@@ -231,7 +240,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from infer.evaluation import main as evaluate  # noqa: PLC0415
     from infer.report import results_table  # noqa: PLC0415
 
-    say(results_table(evaluate(_open(arguments), rescore=arguments.rescore)))
+    say(results_table(evaluate(_open(arguments), rescore=arguments.rescore, workers=arguments.workers)))
 
 
 def _report(arguments: argparse.Namespace) -> None:

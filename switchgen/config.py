@@ -218,6 +218,7 @@ class InferConfig(Section):
     policy: str = "switcher"
     seed: int = 0
     format: Literal["switchgen", "released"] = "switchgen"
+    workers: int = Field(1, ge=1, description="processes")
 
 
 class EvaluateConfig(Section):
@@ -229,6 +230,7 @@ class EvaluateConfig(Section):
     limit: int | None = Field(None, ge=1, description="questions a task")
     against: str | None = Field(None, description="policy that comparisons are made against; default: the best single")
     reward_model: str | None = Field(None, description="for tasks scored by a reward model: folder or hub name")
+    workers: int = Field(1, ge=1, description="processes")
 
     @field_validator("policies", "seeds")
     @classmethod
@@ -248,6 +250,7 @@ class DistillConfig(Section):
     queries: int = Field(600, ge=1, description="questions, spread evenly over the tasks")
     samples: int = Field(2, ge=1, description="responses a question")
     min_score: float = Field(1.0, description="responses scored below are filtered out")
+    workers: int = Field(1, ge=1, description="processes that write the responses")
     lora: LoraSection | None = Field(None, description="LoRA settings; null trains all weights")
     seed: int = 0
     max_length: int = Field(2048, ge=16)

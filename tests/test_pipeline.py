@@ -20,9 +20,11 @@ SMALL = [
     "train.held_out=0.2",
     "distill.queries=30",
     "distill.samples=1",
+    "distill.workers=1",
     "distill.min_score=0",
     "evaluate.limit=6",
     "evaluate.seeds=[0]",
+    "evaluate.workers=1",
 ]
 
 

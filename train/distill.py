@@ -31,6 +31,7 @@ from switchgen.ids import content_hash
 from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash
+from switchgen.workers import num_workers_of
 from train.launch import Launcher, is_launched, is_main_process, launch, world_size
 from train.responses import (
     StudentData,
@@ -62,10 +63,11 @@ def main(
     num_gpus: int | None = None,
     deepspeed: str | None = None,
     command: Sequence[str] = (),
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Write the collaboration's responses, fit the student on the good ones, leave RUN/distilled.
 
-    Args: see `train.switcher.main`.
+    Args: see `train.switcher.main`; `workers` write the responses (default `distill.workers`).
 
     Returns:
         Counts of the responses, tokens spent, seconds.
@@ -75,6 +77,7 @@ def main(
     """
     from train.arguments import check_arguments  # noqa: PLC0415
 
+    num_workers = num_workers_of(run.recipe.distill.workers, workers)
     check_arguments("distill", run.recipe.distill.args)
     base = student_base(run.recipe)
     check_model(base)
@@ -82,7 +85,7 @@ def main(
     if is_launched():
         check_responses(run, questions)
     else:
-        write_responses(run, questions)
+        write_responses(run, questions, workers=num_workers)
     plan = prepare(run, base, read_responses(run, questions))
     folder = run.dir / "distilled"
     if (folder / "switchgen.json").is_file():
@@ -135,8 +138,8 @@ def prepare(run: Run, base: CandidateConfig, records: Sequence[dict[str, Any]]) 
         "weights": weights_hash(base.model, base.revision),
         "adapter": base.adapter,
         "responses": content_hash([[row["input_ids"], row["labels"].count(-100)] for row in data.rows]),
-        "distill": {**settings.model_dump(mode="json"), "args": {key: value for key, value in settings.args.items()
-                                                                 if key != "deepspeed"}},
+        "distill": {**settings.model_dump(mode="json", exclude={"workers"}),
+                    "args": {key: value for key, value in settings.args.items() if key != "deepspeed"}},
     })  # fmt: skip
 
 

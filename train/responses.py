@@ -27,11 +27,24 @@ from switchgen.tasks import Example, Task, load_task
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash
+from switchgen.workers import (
+    Report,
+    Share,
+    Spent,
+    Stopwatch,
+    do_shares,
+    gather_shards,
+    progress,
+    shard_folder,
+    split,
+    wait_for_leftovers,
+)
 
 logger = logging.getLogger("switchgen")
 
 SCHEMA = 1
 FOLDER = "distill-data"
+RESPONSES = "responses.jsonl"
 REASONS = ("not_answered", "unfinished", "low_score", "repeated", "too_long")
 """Why responses are left out, in the order in which they are looked at."""
 
@@ -172,7 +185,7 @@ def response_ids(run: Run, question: Question) -> list[str]:
 
 def read_responses(run: Run, questions: Sequence[Question]) -> list[dict[str, Any]]:
     """The responses to these questions that are there, in the questions' order."""
-    path = run.dir / FOLDER / "responses.jsonl"
+    path = run.dir / FOLDER / RESPONSES
     there = {record["id"]: record for record in read_records([path])} if path.is_file() else {}
     wanted = [name for question in questions for name in response_ids(run, question)]
     return [there[name] for name in wanted if name in there]
@@ -195,62 +208,92 @@ def check_responses(run: Run, questions: Sequence[Question]) -> None:
     claim_stage(folder, FOLDER, dependencies(run, questions))
 
 
-def write_responses(run: Run, questions: Sequence[Question]) -> None:
+def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1) -> None:
     """Write and score the responses that are not there yet, each kept as soon as it is finished.
+
+    Args:
+        workers: processes; the responses do not depend on it.
 
     Raises:
         ConfigError, ModelError: the policy cannot write; found before any model is loaded.
         StorageError: the folder cannot be written.
+        WorkerError: a worker process died; what is finished is kept.
     """
-    from tqdm import tqdm  # noqa: PLC0415
-
     check_writers(run, [run.recipe.distill.policy])
     folder = run.dir / FOLDER
     with lock(folder):
+        wait_for_leftovers(folder)
         claim_stage(folder, FOLDER, dependencies(run, questions))
-        with Shard(folder / "responses.jsonl") as shard:
-            wanted = [name for question in questions for name in response_ids(run, question)]
-            missing = sum(name not in shard.done for name in wanted)
-            if not missing:
-                return
-            bar = tqdm(total=len(wanted), initial=len(wanted) - missing, desc="distill: responses", disable=None)
-            with bar:
-                for record in _written(run, questions, shard.done):
-                    shard.append(record)
-                    bar.update()
+        gather_shards(folder, folder)
+        with Shard(folder / RESPONSES) as shard:
+            done = shard.done
+        wanted = [
+            _Ask(question, sample, name)
+            for question in questions
+            for sample, name in enumerate(response_ids(run, question))
+        ]
+        missing = [ask for ask in wanted if ask.id not in done]
+        if not missing:
+            return
+        shares = [
+            Share(run, worker, shard_folder(folder, folder, worker, workers), own)
+            for worker, own in enumerate(split(missing, lambda ask: ask.question.query.id, workers))
+            if own
+        ]
+        counts = {"total": len(wanted), "done": len(wanted) - len(missing)}
+        with progress("distill: responses", **counts, unit="response") as advance:
+            spent = do_shares(_write_share, shares, name="distill", folder=folder, report=advance)
+        gather_shards(folder, folder)
+    logger.info(
+        "distill: %d responses by %d worker%s, %.1f s to load, %.1f s to write", len(missing), len(shares),
+        "" if len(shares) == 1 else "s", max(part.load_seconds for part in spent),
+        max(part.work_seconds for part in spent),
+    )  # fmt: skip
 
 
-def _written(run: Run, questions: Sequence[Question], done: set[str]) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Ask:
+    """One response that is wanted."""
+
+    question: Question
+    sample: int
+    id: str
+
+
+def _write_share(share: Share[Sequence[_Ask]], report: Report) -> Spent:
+    """Write and score one worker's responses; each is reported with its tokens when it is safe."""
+    run = share.run
     settings = run.recipe.distill
+    watch = Stopwatch()
     writer = load_writers(run, [settings.policy])[settings.policy]
-    loop = writer.loop(run)
-    names = writer.pool.names
     judge = None
-    if any(question.task.metric == _REWARD_MODEL for question in questions):
+    if any(ask.question.task.metric == _REWARD_MODEL for ask in share.work):
         judge = RewardModelScorer(str(run.recipe.rollout.reward_model), too_long="nan")
-    pending: dict[tuple[str, int], tuple[str, Question]] = {}
+    watch.loaded()
+    pending: dict[tuple[str, int], _Ask] = {}
 
     def rows() -> Iterator[Row]:
-        for question in questions:
-            for sample, name in enumerate(response_ids(run, question)):
-                if name not in done:
-                    # Another purpose than an evaluation's seeds ("response"), so that no draw is shared with it.
-                    seed = derive_seed(settings.seed, question.query.id, "distill", sample)
-                    pending[question.query.id, seed] = name, question
-                    yield Row(writer.pool, question.query, seed)
+        for ask in share.work:
+            # Another purpose than an evaluation's seeds ("response"), so that no draw is shared with it.
+            seed = derive_seed(settings.seed, ask.question.query.id, "distill", ask.sample)
+            pending[ask.question.query.id, seed] = ask
+            yield Row(writer.pool, ask.question.query, seed)
 
-    for row in loop.run(rows()):
-        name, question = pending.pop((row.trace.query.id, row.trace.seed))
-        record = response_record(row.trace, names)
-        yield {
-            **record,
-            "schema": SCHEMA,
-            "id": name,
-            "query_id": question.query.id,
-            "task": question.task.name,
-            "messages": [dict(message) for message in question.query.messages],
-            "score": _score(question, record["output"], judge),
-        }
+    with Shard(share.folder / RESPONSES) as shard:
+        for row in writer.loop(run).run(rows()):
+            ask = pending.pop((row.trace.query.id, row.trace.seed))
+            record = response_record(row.trace, writer.pool.names)
+            shard.append({
+                **record,
+                "schema": SCHEMA,
+                "id": ask.id,
+                "query_id": ask.question.query.id,
+                "task": ask.question.task.name,
+                "messages": [dict(message) for message in ask.question.query.messages],
+                "score": _score(ask.question, record["output"], judge),
+            })  # fmt: skip
+            report(row.trace.num_tokens)
+    return watch.spent()
 
 
 def _score(question: Question, response: str | None, judge: RewardModelScorer | None) -> float | None:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from rollout.stage import main
-from rollout.workers import WorkerError
 from switchgen.errors import ConfigError
 from switchgen.ids import share_of
 from switchgen.rundir import Run, StorageError, lock
+from switchgen.workers import WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 ReadLabels = Callable[[Run], dict[str, dict[str, Any]]]

@@ -22,7 +22,7 @@ from switchgen.rundir import Run, open_run
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 from train.distill import main
-from train.responses import REASONS, read_responses, student_data, training_questions
+from train.responses import REASONS, read_responses, student_data, training_questions, write_responses
 
 TRAIN = {"learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 
@@ -154,6 +154,18 @@ def test_resumed_responses_equal_uninterrupted_ones(home: Path, distilled: Run, 
     assert texts(run).keys() == texts(distilled).keys()
     same = sum(texts(run)[name] == text for name, text in texts(distilled).items())
     assert same >= 23, "float32: a draw next to a border may flip, not more"
+
+
+def test_two_workers_write_what_one_writes(home: Path, tmp_path: Path) -> None:
+    exact = [f"pool.{index}.dtype=float64" for index in range(3)]
+    runs = [make_run(home, tmp_path / str(workers), *exact, f"distill.workers={workers}") for workers in (1, 2)]
+    for run in runs:
+        questions = training_questions(run)
+        write_responses(run, questions, workers=run.recipe.distill.workers)
+    one, two = ({record["id"]: record for record in records_of(run)} for run in runs)
+    assert len(two) == len(records_of(runs[1])) == 24
+    assert two == one
+    assert not (runs[1].dir / "distill-data" / "shards").exists()
 
 
 def test_an_adapter_instead_of_a_whole_model(home: Path, tmp_path: Path) -> None:

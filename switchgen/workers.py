@@ -1,0 +1,287 @@
+"""Processes that share a stage's work, and what happens when one of them dies.
+
+A worker owns the queries whose ids hash to it and the shards that carry its number. It ends when its parent does,
+however that ends; a new run waits for such leftovers before it looks at what is done. What depends on all the work
+(an output file, a summary) is made by the parent.
+
+    <stage's folder>/.workers             held by every worker at work
+    <stage's folder>/shards/<worker>/…    a worker's finished lines, until they are gathered into the stage's own files
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from tqdm import tqdm
+
+from switchgen.errors import ConfigError, SwitchgenError
+from switchgen.ids import share_of
+from switchgen.records import read_records
+from switchgen.rundir import Run, Shard, StorageError, storage
+
+_LEFTOVER_SECONDS = 20.0
+"""How long a new run waits for the workers of a killed one."""
+_SHARDS = "shards"
+
+T = TypeVar("T")
+
+Report = Callable[[Any], None]
+"""Tells the parent of one finished piece of work, after it is safe; what is told must pass between processes."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed or was killed."""
+
+
+@dataclass(frozen=True)
+class Share(Generic[T]):
+    """One worker's part of a stage's work."""
+
+    run: Run
+    worker: int
+    """Its number; also in the names of its shards."""
+    folder: Path
+    """Where its shards go."""
+    work: T
+    """What there is to do, in the stage's own terms."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a worker spent."""
+
+    load_seconds: float = 0.0
+    work_seconds: float = 0.0
+    """Seconds after loading."""
+    cpu_seconds: float = 0.0
+    """The processor's seconds of work."""
+    engines: dict[str, dict[str, float]] | None = None
+    """What each engine did, by name (`EngineStats`)."""
+
+
+class Stopwatch:
+    """Times a worker's loading and its work apart."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._loaded, self._loaded_cpu = self._started, time.process_time()
+
+    def loaded(self) -> None:
+        """The models are there; the work begins."""
+        self._loaded, self._loaded_cpu = time.perf_counter(), time.process_time()
+
+    def spent(self, engines: dict[str, dict[str, float]] | None = None) -> Spent:
+        """The work is done."""
+        return Spent(
+            self._loaded - self._started,
+            time.perf_counter() - self._loaded,
+            time.process_time() - self._loaded_cpu,
+            engines,
+        )
+
+
+Work = Callable[[Share[T], Report], Spent]
+"""Does a share; a function of a module, so that another process can find it."""
+
+
+def num_workers_of(configured: int, asked: int | None) -> int:
+    """Processes to start: as the command asks, else as the recipe says.
+
+    Raises:
+        ConfigError: less than one.
+    """
+    number = configured if asked is None else asked
+    if number < 1:
+        raise ConfigError(f"workers: got {number}; allowed: 1 or more processes")
+    return number
+
+
+def split(items: Iterable[T], query_id: Callable[[T], str], num_workers: int) -> list[list[T]]:
+    """Each worker's items, in their order: all of a query go to one worker, whatever else there is to do."""
+    parts: list[list[T]] = [[] for _ in range(num_workers)]
+    for item in items:
+        parts[share_of(query_id(item), num_workers)].append(item)
+    return parts
+
+
+def shard_folder(folder: Path, target: Path, worker: int, num_workers: int) -> Path:
+    """Where a worker's shards go: a folder of its own, or the stage's where it is the only one."""
+    return target if num_workers == 1 else folder / _SHARDS / str(worker)
+
+
+def gather_shards(folder: Path, target: Path) -> None:
+    """Bring the workers' finished lines into the stage's files of the same names, each once, and remove the shards.
+
+    A kill in between leaves a shard whose lines are there already; the next call removes it.
+    """
+    shards = folder / _SHARDS
+    for path in sorted(shards.glob("*/*.jsonl")):
+        with Shard(path):  # cuts off a torn last line
+            pass
+        with Shard(target / path.name) as stage:
+            for record in read_records([path]):
+                if str(record["id"]) not in stage.done:
+                    stage.append(record)
+        path.unlink()
+    with storage(shards):
+        shutil.rmtree(shards, ignore_errors=True)
+
+
+@contextmanager
+def progress(label: str, *, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """One bar for all workers; yields what advances it by one, given the tokens that were written for it."""
+    with tqdm(total=total, initial=done, unit=unit, desc=label, disable=None) as bar:
+        started: float | None = None
+        tokens = 0
+
+        def advance(count: int) -> None:
+            nonlocal started, tokens
+            now = time.monotonic()
+            if started is None:
+                started = now
+            else:
+                tokens += count
+                bar.set_postfix_str(f"{tokens / max(now - started, 1e-9):.0f} tokens/s", refresh=False)
+            bar.update()
+
+        yield advance
+
+
+def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
+    """Do every share: a single one in this process, several in processes of their own.
+
+    Args:
+        name: the stage, for the processes' names and for messages.
+        folder: the stage's folder, held by the processes.
+        report: called in this process, once for each finished piece of work.
+
+    Returns:
+        What each share spent.
+
+    Raises:
+        SwitchgenError: a worker met a user's mistake (a full disk, a missing model).
+        WorkerError: a worker failed or was killed; what is finished is kept.
+    """
+    if len(shares) == 1:
+        return [work(shares[0], report)]
+    spawn = multiprocessing.get_context("spawn")
+    workers: dict[Connection, Any] = {}
+    spent = []
+    try:
+        for share in shares:
+            receiver, sender = spawn.Pipe(duplex=False)
+            process = spawn.Process(
+                target=_work_in_process, args=(work, share, folder, sender), name=f"{name}-{share.worker}"
+            )
+            process.start()
+            sender.close()
+            workers[receiver] = process
+        while workers:
+            for ready in wait(list(workers)):
+                receiver = cast(Connection, ready)
+                kind, content = _receive(receiver, workers[receiver])
+                if kind == "finished":
+                    report(content)
+                elif kind == "spent":
+                    spent.append(content)
+                    workers.pop(receiver).join()
+                elif isinstance(content, SwitchgenError):
+                    raise content
+                else:
+                    raise WorkerError(f"{workers[receiver].name} failed; what is finished is kept\n{content}")
+    finally:
+        for process in workers.values():
+            process.terminate()
+            process.join()
+    return spent
+
+
+def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
+    try:
+        message: tuple[str, Any] = receiver.recv()
+        return message
+    except (EOFError, OSError):
+        process.join()
+        raise WorkerError(
+            f"{process.name} (process {process.pid}) died with exit code {process.exitcode}; what is finished is kept: "
+            "start the same command again to go on"
+        ) from None
+
+
+def _work_in_process(work: Work[T], share: Share[T], folder: Path, sender: Connection) -> None:
+    """A worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    _end_with_parent()
+    try:
+        with at_work(folder):
+            take_place(share)
+            spent = work(share, lambda content: sender.send(("finished", content)))
+        sender.send(("spent", spent))
+    except SwitchgenError as error:
+        sender.send(("error", error))
+    except Exception:
+        # Whatever it was: the parent fails with it.
+        sender.send(("error", traceback.format_exc()))
+
+
+def take_place(share: Share[Any]) -> None:
+    """One torch thread for each worker unless the recipe says otherwise; workers take turns over the GPUs."""
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(share.run.recipe.engine.threads or 1)
+    if torch.cuda.is_available():
+        # What a recipe's `auto` becomes; a device that it names is kept.
+        torch.cuda.set_device(share.worker % torch.cuda.device_count())
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not write on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Hold a stage's folder as one of its workers."""
+    with open(folder / ".workers", "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+def wait_for_leftovers(folder: Path) -> None:
+    """Wait until no worker of an earlier, killed run writes in the folder.
+
+    Raises:
+        StorageError: one still does.
+    """
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    with storage(folder), open(folder / ".workers", "w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{folder}: a worker of an earlier run is still writing here; end it, or use another --run-dir"
+                    ) from None
+                time.sleep(0.1)
