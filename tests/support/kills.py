@@ -24,7 +24,7 @@ def worker_killed(folder: Path, pattern: str, *, after: int) -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not over.is_set() and time.monotonic() < deadline:
             children = multiprocessing.active_children()
             if children and lines_in(folder, pattern) >= after:
