@@ -118,6 +118,7 @@ class Loop:
 
     def _admit(self, row: Row) -> bool:
         """Whether the prompt leaves room for a segment in every context that may read the row."""
+        row.expected = (self.decoding.max_new_tokens, -(-self.decoding.max_new_tokens // self.decoding.segment.tokens))
         needed = min(self.decoding.segment.tokens, self.decoding.max_new_tokens) + self._rule.max_extra
         for index in {*self.policy.writers(len(self.pool)), *self._forced()}:
             if len(row.prompt_ids(index)) + needed > self.pool.candidates[index].engine.max_positions:

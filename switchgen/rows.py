@@ -30,6 +30,8 @@ class Row:
         self.signed = 0
         """Segments that the switcher's context holds."""
         self.forked = False
+        self.expected = (0, 0)
+        """Tokens and segments that the response is expected to have in the end; caches are sized for them."""
         self._contexts: dict[Reader, Context] = {}
         if parent is None:
             self._prompts: dict[int, list[int]] = {}
@@ -37,6 +39,7 @@ class Row:
         else:
             self.trace.segments = list(parent.trace.segments)
             self.closing = parent.closing
+            self.expected = parent.expected
             self._prompts = parent._prompts
             self._ids = [list(ids) for ids in parent._ids]
 
@@ -58,6 +61,7 @@ class Row:
         context = self._open(candidate, lambda row: row.context(candidate), lambda: list(prompt))
         ids = self._ids[self.pool.candidates[candidate].vocabulary_index]
         context.ids.extend(ids[len(context.ids) - len(prompt) :])
+        context.expected = len(prompt) + self.expected[0]
         return context
 
     def switcher_context(self, start: Callable[[Query], list[int]], sign: Callable[[int, str], list[int]]) -> Context:
@@ -71,6 +75,8 @@ class Row:
         context = self._open("switcher", lambda row: row.switcher_context(start, sign), lambda: start(self.trace.query))
         if is_new:
             self.signed = 0 if self.parent is None else self.parent.signed
+            tokens, segments = self.expected
+            context.expected = len(context.ids) + tokens + segments * len(sign(0, "")) if tokens else 0
         signed = self.trace.signed()
         for writer, text in signed[self.signed :]:
             context.ids.extend(sign(writer, text))

@@ -59,7 +59,7 @@ class Bench:
 
     def queries(self, cell: Cell) -> list[Query]:
         """The cell's queries, the same for every case."""
-        return make_queries(self.ladder, cell.total)
+        return list(make_queries(self.ladder, cell.total))
 
     def decoding(self, cell: Cell) -> DecodingConfig:
         """The method's settings."""

@@ -15,6 +15,7 @@ from infer.bench.check import check
 from infer.bench.figures import CASES, Measured, ratios, table
 from infer.bench.ladders import SIZES, make_ladder
 from infer.bench.limit import measure_rates
+from infer.bench.memory import measure_memory
 from infer.bench.released import released
 from infer.bench.stopwatch import Taken
 from switchgen.candidates import pick_device
@@ -151,17 +152,30 @@ def main(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
     Raises:
         ConfigError: settings that make no cell, or a device that is not here.
     """
-    cells = cells_of(
-        sizes=arguments.size,
-        quick=arguments.quick,
-        cases=arguments.cases,
-        rows=arguments.rows,
-        new_tokens=arguments.new_tokens,
-        written=arguments.written,
-        queries=arguments.queries,
-        repeats=arguments.repeats,
+    cells = (
+        []
+        if arguments.memory
+        else cells_of(
+            sizes=arguments.size,
+            quick=arguments.quick,
+            cases=arguments.cases,
+            rows=arguments.rows,
+            new_tokens=arguments.new_tokens,
+            written=arguments.written,
+            queries=arguments.queries,
+            repeats=arguments.repeats,
+        )
     )
     torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if "8b" in arguments.size else "cpu")
     pick_device("bench", device)
+    if arguments.memory:
+        return measure_memory(
+            (arguments.size or ["tiny"])[0],
+            queries=arguments.queries or 10_000,
+            rows=arguments.rows or 64,
+            new_tokens=(arguments.new_tokens or [16])[0],
+            segment=8,
+            device=device,
+        )
     return run(cells, device=device, say=say)

@@ -7,6 +7,7 @@ random weights write is whole characters, and every case writes the same number 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -166,10 +167,11 @@ def make_tokenizer(vocab_size: int) -> Any:
     return build
 
 
-def make_queries(ladder: BenchLadder, count: int, *, seed: int = 0) -> list[Query]:
-    """Questions of 24 to 96 tokens of invented words."""
+def make_queries(ladder: BenchLadder, count: int, *, seed: int = 0) -> Iterator[Query]:
+    """Questions of 24 to 96 tokens of invented words, always the same."""
     draw = random.Random(seed)
-    return [Query.from_text(random_text(ladder, draw, draw.randint(24, 96)), id=str(row)) for row in range(count)]
+    for row in range(count):
+        yield Query.from_text(random_text(ladder, draw, draw.randint(24, 96)), id=str(row))
 
 
 def random_text(ladder: BenchLadder, draw: random.Random, num_tokens: int) -> str:

@@ -78,7 +78,7 @@ def timed(clock: ForwardClock, device: torch.device) -> Iterator[Taken]:
     """Time a block; the memory peak is the block's own."""
     gc.collect()
     wait = wait_for(device)
-    _reset_peak(device)
+    reset_peak(device)
     taken = Taken()
     forward, wall, cpu = clock.seconds, time.perf_counter(), time.process_time()
     yield taken
@@ -101,7 +101,8 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Begin a new peak, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return

@@ -29,6 +29,8 @@ class Context:
     ids: list[int]
     parent: Context | None = None
     shared: int = 0
+    expected: int = 0
+    """Tokens it will have in the end, as far as that is known; caches are sized for it at once."""
     slot: int | None = None
     """Where the engine caches it; None if it does not."""
     cached: int = 0
@@ -94,8 +96,12 @@ class Session(Protocol):
     """For each row of the batch, its index in the list that `begin` was given."""
     contexts: list[Context]
 
-    def logits(self) -> torch.Tensor:
-        """Feed every row's last token; logits of the next one, shape [rows, vocabulary]."""
+    def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Feed every row's last token; logits of the next one, shape [rows, vocabulary].
+
+        Args:
+            ids_N: these tokens, where the caller has them on the device already.
+        """
 
     def keep(self, rows: list[int]) -> list[int]:
         """Go on with these rows only; returns them in their new order."""

@@ -6,16 +6,19 @@ rule hides until it is overwritten. Rewinding is a smaller length; a fork is a c
 model code is touched: the slots are layers of an ordinary transformers `Cache`, and the attention function is
 registered under its own name.
 
-Shapes: S slots, H KV heads, P positions, D head size, n rows of a decode step, T tokens of a packed read, G query heads
-per KV head.
+Shapes: S slots, H KV heads, P positions (K of them attended to), D head size, n rows of a decode step, T tokens of a
+packed read, G query heads per KV head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -23,7 +26,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "switchgen_slots"
-_GROWTH = 256
+_GROWTH = 128
+# What one more attention call costs, in positions read.
+_CALL_COST = 256
 
 
 @dataclass(slots=True)
@@ -36,26 +41,61 @@ class Plan:
     """Position of each fed token in its row."""
     chunks: list[tuple[int, int, int]]
     """Packed reads only: (slot, first position, number of tokens) of each row, in the order they are fed."""
-    num_rows: int
-    """Decode steps only: rows in slots 0 … num_rows - 1 feed one token each; 0 for a packed read."""
+    groups: list[tuple[int, int, int]]
+    """Decode steps only: the rows in slots 0 … n-1 feed one token each; (first slot, slot after the last, longest row
+    after this forward) of each group of them that is attended to together."""
     max_length: int
     """Longest row after this forward."""
-    masks: dict[int | None, list[torch.Tensor]]
-    """Float masks by sliding window, built by the first layer that needs them."""
+    masks: dict[tuple[int | None, int], list[torch.Tensor]] = field(default_factory=dict)
+    """Float masks by sliding window and query heads per KV head, built by the first layer that needs them."""
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Additive masks: one [n, 1, 1, K] for a decode step, one [1, 1, t, K_i] per chunk for a packed read."""
-        if window not in self.masks:
+    def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Additive masks: one [n_i, 1, 1, K_i] per group of a decode step, one [1, 1, G * t_i, K_i] per chunk read.
+
+        Args:
+            heads: query heads per KV head (G).
+        """
+        key = (window, heads)
+        if key not in self.masks:
             device = self.positions_T.device
-            if self.num_rows:
-                spans = [(self.positions_T[:, None, None, None], self.max_length)]
-            else:
-                spans = [
-                    (torch.arange(first, first + count, device=device)[None, None, :, None], first + count)
-                    for _, first, count in self.chunks
+            if self.groups:
+                found = [
+                    _additive(self.positions_T[first:last, None, None, None], length, window, dtype)
+                    for first, last, length in self.groups
                 ]
-            self.masks[window] = [_additive(query, length, window, dtype) for query, length in spans]
-        return self.masks[window]
+            else:
+                found = []
+                for _, first, count in self.chunks:
+                    query = torch.arange(first, first + count, device=device)[None, None, :, None]
+                    mask = _additive(query, first + count, window, dtype)
+                    found.append(mask.repeat(1, 1, heads, 1) if heads > 1 and count > 1 else mask)
+            self.masks[key] = found
+        return self.masks[key]
+
+
+def length_groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut rows into runs of about equal length: attention over a run reads as far as its longest row.
+
+    A cut is made where it saves more reading than one more call costs.
+
+    Returns:
+        (first row, row after the last) of each run.
+    """
+    groups: list[tuple[int, int]] = []
+    open_runs = [(0, len(lengths))]
+    while open_runs:
+        first, last = open_runs.pop()
+        run = lengths[first:last]
+        before = list(accumulate(run, max))
+        after = list(accumulate(reversed(run), max))[::-1]
+        costs = [before[cut - 1] * cut + after[cut] * (len(run) - cut) for cut in range(1, len(run))]
+        best = min(range(len(costs)), key=costs.__getitem__, default=None)
+        if best is None or before[-1] * len(run) - costs[best] <= _CALL_COST:
+            groups.append((first, last))
+        else:
+            cut = first + best + 1
+            open_runs += [(cut, last), (first, cut)]
+    return groups
 
 
 def _additive(query: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
@@ -64,6 +104,14 @@ def _additive(query: torch.Tensor, length: int, window: int | None, dtype: torch
     if window is not None:
         hidden = hidden | (keys <= query - window)
     return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden, float("-inf"))
+
+
+def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Zeros of a tensor's type. On CPU they are pages that the system hands out when they are first written."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    raw = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(raw).view(like.dtype).view(shape)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -76,8 +124,8 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate zeros: never read as values, but 0 x NaN behind a mask of -inf would still be NaN."""
         slots, positions = self.cache.num_slots, self.cache.num_positions
-        self.keys = key_states.new_zeros(slots, key_states.shape[1], positions, key_states.shape[3])
-        self.values = value_states.new_zeros(slots, value_states.shape[1], positions, value_states.shape[3])
+        self.keys = _zeros(key_states, (slots, key_states.shape[1], positions, key_states.shape[3]))
+        self.values = _zeros(value_states, (slots, value_states.shape[1], positions, value_states.shape[3]))
         self.is_initialized = True
 
     def update(
@@ -108,11 +156,18 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """Slots for rows of any length; slots and positions grow in steps as they are needed."""
+    """Slots for rows of any length; slots and positions grow in steps as they are needed.
+
+    On CPU, memory that no row has used yet is only set aside: the system hands its pages out as they are written.
+    """
 
     def __init__(self, num_layers: int) -> None:
         self.num_slots = 0
         self.num_positions = 0
+        self.expected = 0
+        """Positions that rows are expected to reach."""
+        self._longest = 0
+        """Positions that any row has reached."""
         self.plan: Plan | None = None
         self._index: torch.Tensor | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
@@ -120,8 +175,9 @@ class SlotCache(Cache):
     def set_plan(self, plan: Plan) -> None:
         """Prepare a forward: room for its positions, and where its tokens go."""
         if plan.max_length > self.num_positions:
-            wanted = -(-max(plan.max_length, int(self.num_positions * 1.25)) // _GROWTH) * _GROWTH
-            self._resize(self.num_slots, wanted)
+            grown = max(plan.max_length, self.expected, int(self.num_positions * 1.25))
+            self._resize(self.num_slots, -(-grown // _GROWTH) * _GROWTH)
+        self._longest = max(self._longest, plan.max_length)
         self.plan = plan
         self._index = None
 
@@ -133,17 +189,26 @@ class SlotCache(Cache):
             self._index = (rows_TH * positions + plan.positions_T[:, None]).flatten()
         return self._index
 
+    def clear(self) -> None:
+        """Give all memory back."""
+        for layer in self.layers:
+            layer.keys = layer.values = None
+            layer.is_initialized = False
+        self.num_slots = self.num_positions = self.expected = self._longest = 0
+        self.plan = self._index = None
+
     def add_slots(self, num_slots: int) -> None:
-        """Grow to `num_slots` slots; what the present ones hold stays."""
+        """Grow to that many slots, empty ones behind those that are there."""
         self._resize(num_slots, self.num_positions)
 
     def _resize(self, num_slots: int, num_positions: int) -> None:
+        used, length = self.num_slots, self._longest
         for layer in self.layers:
             if layer.is_initialized:
                 for name in ("keys", "values"):
                     old = getattr(layer, name)
-                    new = old.new_zeros(num_slots, old.shape[1], num_positions, old.shape[3])
-                    new[: self.num_slots, :, : self.num_positions] = old
+                    new = _zeros(old, (num_slots, old.shape[1], num_positions, old.shape[3]))
+                    new[:used, :, :length] = old[:used, :, :length]
                     setattr(layer, name, new)
         self.num_slots, self.num_positions = num_slots, num_positions
 
@@ -193,12 +258,14 @@ def slot_attention(
             sliding_window=sliding_window, softcap=softcap, **kwargs,
         )  # fmt: skip
         return result
-    masks = slot_plan.mask(sliding_window, query.dtype)
-    if slot_plan.num_rows:
-        rows, length = slot_plan.num_rows, slot_plan.max_length
-        out = _grouped(query, key[:rows, :, :length], value[:rows, :, :length], masks[0], scaling, softcap)
-        return out.transpose(1, 2).contiguous(), None
+    masks = slot_plan.mask(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     parts = []
+    if slot_plan.groups:
+        for (start, end, length), mask in zip(slot_plan.groups, masks, strict=True):
+            rows = slice(start, end)
+            parts.append(_grouped(query[rows], key[rows, :, :length], value[rows, :, :length], mask, scaling, softcap))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out.transpose(1, 2).contiguous(), None
     start = 0
     for (slot, first, count), mask in zip(slot_plan.chunks, masks, strict=True):
         length = first + count
@@ -218,13 +285,14 @@ def _grouped(
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention with each KV head's query heads folded into the query length, so that keys are never expanded."""
+    """Attention with each KV head's query heads folded into the query length, so that keys are never expanded.
+
+    The mask is folded already.
+    """
     batch, query_heads, count, size = query.shape
     heads = key.shape[1]
     groups = query_heads // heads
     folded = query.reshape(batch, heads, groups * count, size)
-    if groups > 1 and count > 1:
-        mask = mask.repeat(1, 1, groups, 1)
     if softcap is None:
         out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:

@@ -232,7 +232,7 @@ class SnapshotSession:
         self.order = list(range(len(contexts)))
         self.contexts = list(contexts)
 
-    def logits(self) -> torch.Tensor:
+    def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
         """Feed what each row's cache has not seen; logits of the next token, shape [rows, vocabulary]."""
         return torch.stack([self.engine.logits_after(context, drawn=1) for context in self.contexts])
 

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from switchgen.engines.base import Context, EngineStats, WriteItem, Written
-from switchgen.engines.slots import ATTENTION, Plan, SlotCache, register
+from switchgen.engines.fitting import in_batches
+from switchgen.engines.slots import ATTENTION, Plan, SlotCache, length_groups, register
 from switchgen.engines.writing import write_segments
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
@@ -62,6 +63,7 @@ class SlotEngine:
         self.stop_ids = stop_ids
         self.max_positions = max_positions
         self.max_slots = max_slots
+        self.halved = False
         self.stats = EngineStats()
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self.device = model.get_input_embeddings().weight.device
@@ -80,33 +82,38 @@ class SlotEngine:
         self, items: Sequence[WriteItem], params: SamplingParams, rule: SegmentRule, stop: Sequence[bytes] = ()
     ) -> list[Written]:
         """Write one segment per item; more items than slots are written in several batches."""
-        written: list[Written] = []
-        for start in range(0, len(items), self.max_slots):
-            batch = items[start : start + self.max_slots]
+
+        def work(batch: Sequence[WriteItem]) -> list[Written]:
             session = self.begin([item.context for item in batch])
-            written += write_segments(
+            return write_segments(
                 session, batch, params, rule, stop, self.vocabulary, self.stop_ids, self.banned_ids, self.stats
             )
-        return written
+
+        return in_batches(self, items, [item.context for item in items], work)
 
     @torch.inference_mode()
     def label_logits(self, contexts: Sequence[Context], suffix: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
         """Logits of the label tokens after context + suffix; one packed read, the suffix rewound."""
         self._activate()
-        parts = []
-        for start in range(0, len(contexts), self.max_slots):
-            batch = contexts[start : start + self.max_slots]
-            self._place(batch, leave=0)
-            chunks = [[*context.ids[context.cached :], *suffix] for context in batch]
-            self.stats.scored_tokens += len(suffix) * len(batch)
-            self.stats.read_tokens += sum(map(len, chunks)) - len(suffix) * len(batch)
-            for rows in _packs(list(map(len, chunks))):
-                hidden = self._read([batch[row] for row in rows], [chunks[row] for row in rows], logits=True)
-                assert hidden is not None
-                parts.append(hidden[:, list(labels)].double().cpu())
-            for context in batch:
-                context.cached = len(context.ids)
-        return torch.cat(parts)
+        return torch.stack(
+            in_batches(self, contexts, contexts, lambda batch: self._label_logits(batch, suffix, labels))
+        )
+
+    def _label_logits(
+        self, contexts: Sequence[Context], suffix: Sequence[int], labels: Sequence[int]
+    ) -> list[torch.Tensor]:
+        self._place(contexts, leave=0)
+        chunks = [[*context.ids[context.cached :], *suffix] for context in contexts]
+        self.stats.scored_tokens += len(suffix) * len(contexts)
+        self.stats.read_tokens += sum(map(len, chunks)) - len(suffix) * len(contexts)
+        rows_C: list[torch.Tensor] = []
+        for rows in _packs(list(map(len, chunks))):
+            logits = self._read([contexts[row] for row in rows], [chunks[row] for row in rows], logits=True)
+            assert logits is not None
+            rows_C.extend(logits[:, list(labels)].double().cpu())
+        for context in contexts:
+            context.cached = len(context.ids)
+        return rows_C
 
     def release(self, context: Context) -> None:
         """Free the context's slot."""
@@ -137,7 +144,7 @@ class SlotEngine:
             if owner is not None:
                 self.release(owner)
         self._owners = []
-        self.cache = SlotCache(len(self.cache.layers))
+        self.cache.clear()
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -164,7 +171,7 @@ class SlotEngine:
         positions_T = torch.tensor(
             [position for _, first, count in spans for position in range(first, first + count)], device=device
         )
-        plan = Plan(slots_T, positions_T, spans, 0, max(first + count for _, first, count in spans), {})
+        plan = Plan(slots_T, positions_T, spans, [], max(first + count for _, first, count in spans))
         if not logits:
             self._forward(self.model.base_model, plan, ids_T[None], positions_T[None])
             result = None
@@ -208,6 +215,8 @@ class SlotEngine:
         if parents:
             self._catch_up_parents(list(parents.values()), contexts, leave)
         self._clock += 1
+        self.cache.expected = min(max([self.cache.expected, *(context.expected for context in contexts)]),
+                                  self.max_positions)  # fmt: skip
         for context in [*contexts, *parents.values()]:
             context.last_used = self._clock
         homeless = [context for context in contexts if context.slot is None]
@@ -244,11 +253,11 @@ class SlotEngine:
             if owner is None:
                 return slot
         if len(self._owners) < self.max_slots:
-            grown = min(self.max_slots, max(8, 2 * len(self._owners)))
-            self.cache.add_slots(grown)
-            first = len(self._owners)
-            self._owners.extend([None] * (grown - first))
-            return first
+            slot = len(self._owners)
+            if slot == self.cache.num_slots:
+                self.cache.add_slots(min(self.max_slots, max(8, 2 * slot)))
+            self._owners.append(None)
+            return slot
         slot, owner = min(
             ((slot, owner) for slot, owner in enumerate(self._owners) if owner is not None),
             key=lambda pair: pair[1].last_used,
@@ -258,13 +267,43 @@ class SlotEngine:
         return slot
 
     def make_resident(self, contexts: Sequence[Context]) -> list[int]:
-        """Bring the contexts into slots 0 … n-1; returns for each slot the index of its context."""
-        count = len(contexts)
+        """Bring the contexts into slots 0 … n-1, rows of like length side by side.
+
+        Returns:
+            For each slot the index of its context.
+        """
+        by_length = sorted(contexts, key=lambda context: -context.cached)
+        residents: list[Context | None] = [None] * len(contexts)
+        for first, last in length_groups([context.cached for context in by_length]):
+            run = by_length[first:last]
+            # Rows that are in their run's slots already stay where they are.
+            moving = [context for context in run if not first <= (context.slot or 0) < last]
+            for context in run:
+                if first <= (context.slot or 0) < last:
+                    residents[context.slot or 0] = context
+            for slot in range(first, last):
+                if residents[slot] is None:
+                    residents[slot] = moving.pop()
+        self._rearrange([context for context in residents if context is not None])
         wanted = {id(context): index for index, context in enumerate(contexts)}
-        outside = [context for context in contexts if (context.slot or 0) >= count]
-        holes = [slot for slot in range(count) if id(self._owners[slot]) not in wanted]
-        self._exchange(list(zip(holes, (context.slot or 0 for context in outside), strict=True)))
-        return [wanted[id(self._owners[slot])] for slot in range(count)]
+        return [wanted[id(self._owners[slot])] for slot in range(len(contexts))]
+
+    def _rearrange(self, residents: Sequence[Context]) -> None:
+        """Move rows so that the first slots are these contexts'; who sat there takes the slots they left."""
+        count = len(residents)
+        staying = {id(context) for context in residents}
+        left = [context.slot or 0 for context in residents if (context.slot or 0) >= count]
+        guests = [owner for owner in self._owners[:count] if owner is not None and id(owner) not in staying]
+        targets = [*zip(residents, range(count), strict=True), *zip(guests, left, strict=False)]
+        moves = [(context, target) for context, target in targets if context.slot != target]
+        for slot in left:
+            self._owners[slot] = None
+        copied = [(context.slot or 0, target, context.cached) for context, target in moves if context.cached]
+        for context, target in moves:
+            self._owners[target], context.slot = context, target
+        if copied:
+            sources, places, lengths = zip(*copied, strict=True)
+            self.cache.move(list(sources), list(places), max(lengths))
 
     def _exchange(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Swap the rows of each pair of slots."""
@@ -294,22 +333,35 @@ class SlotSession:
     def __init__(self, engine: SlotEngine, contexts: Sequence[Context]) -> None:
         self.engine = engine
         self.order = engine.make_resident(contexts)
-        self.contexts = [contexts[index] for index in self.order]
+        self._settle([contexts[index] for index in self.order])
 
-    def logits(self) -> torch.Tensor:
-        """Feed every row's last token; logits of the next one, shape [rows, vocabulary]."""
+    def _settle(self, contexts: list[Context]) -> None:
+        """Take the rows as they lie in the slots."""
+        self.contexts = contexts
+        device, lengths = self.engine.device, [context.cached for context in contexts]
+        self._runs = length_groups(lengths)
+        self._slots_N = torch.arange(len(contexts), device=device)
+        self._positions_N = torch.tensor(lengths, device=device)
+
+    def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Feed every row's last token; logits of the next one, shape [rows, vocabulary].
+
+        Args:
+            ids_N: these tokens, where the caller has them on the device already.
+        """
         started = time.perf_counter()
         engine = self.engine
-        lengths = [context.cached for context in self.contexts]
-        positions_N = torch.tensor(lengths, device=engine.device)
-        ids_N1 = torch.tensor([[context.ids[-1]] for context in self.contexts], device=engine.device)
-        slots_N = torch.arange(len(lengths), device=engine.device)
-        plan = Plan(slots_N, positions_N, [], len(lengths), max(lengths) + 1, {})
+        if ids_N is None:
+            ids_N = torch.tensor([context.ids[-1] for context in self.contexts], device=engine.device)
+        lengths = [context.cached + 1 for context in self.contexts]
+        groups = [(first, last, max(lengths[first:last])) for first, last in self._runs]
+        plan = Plan(self._slots_N, self._positions_N, [], groups, max(lengths))
         logits_NV: torch.Tensor = engine._forward(
-            engine.model, plan, ids_N1, positions_N[:, None], logits_to_keep=1
+            engine.model, plan, ids_N[:, None], self._positions_N[:, None], logits_to_keep=1
         ).logits[:, -1]
         for context in self.contexts:
             context.cached += 1
+        self._positions_N = self._positions_N + 1
         engine.stats.decode_seconds += time.perf_counter() - started
         return logits_NV
 
@@ -322,7 +374,7 @@ class SlotSession:
         self.engine._exchange(zip(holes, movers, strict=True))
         moved = dict(zip(holes, movers, strict=True))
         order = [moved.get(row, row) for row in range(count)]
-        self.contexts = [self.contexts[row] for row in order]
+        self._settle([self.contexts[row] for row in order])
         return order
 
 

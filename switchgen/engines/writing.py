@@ -40,12 +40,16 @@ def write_segments(
     written: list[Written | None] = [None] * len(items)
     rows = list(session.order)
     pens = [_Pen(items[index]) for index in rows]
+    device = banned_ids.device
+    # What sampling and the next forward need stays on the device; the one thing that comes back is the tokens.
+    seeds_N = torch.tensor([pen.item.seed for pen in pens], device=device)
+    index_N = torch.tensor([pen.item.token_index for pen in pens], device=device)
+    ids_N: torch.Tensor | None = None
     while rows:
-        logits_NV = session.logits().index_fill_(1, banned_ids, float("-inf"))
-        device = logits_NV.device
-        seeds_N = torch.tensor([pen.item.seed for pen in pens], device=device)
-        index_N = torch.tensor([pen.item.token_index + len(pen.ids) for pen in pens], device=device)
-        tokens = sample_tokens(logits_NV, seeds_N, index_N, params).tolist()
+        logits_NV = session.logits(ids_N).index_fill_(1, banned_ids, float("-inf"))
+        ids_N = sample_tokens(logits_NV, seeds_N, index_N, params)
+        index_N = index_N + 1
+        tokens = ids_N.tolist()
         stats.steps += 1
         stats.decoded_tokens += len(tokens)
         going = []
@@ -58,6 +62,8 @@ def write_segments(
         if len(going) < len(rows):
             going = session.keep(going)
             rows, pens = [rows[row] for row in going], [pens[row] for row in going]
+            kept_N = torch.tensor(going, dtype=torch.long, device=device)
+            seeds_N, index_N, ids_N = seeds_N[kept_N], index_N[kept_N], ids_N[kept_N]
     return [result for result in written if result is not None]
 
 

@@ -99,8 +99,8 @@ def test_text_is_ascii_and_every_token_is_a_whole_character(micro: Size) -> None
     vocabulary = make_ladder(micro).vocabulary
     assert all(token.isascii() for token in vocabulary.token_bytes)
     assert make_tokenizer(512)(chat=True).get_vocab() == make_tokenizer(512)(chat=False).get_vocab()
-    queries = make_queries(make_ladder(micro), 3)
-    assert [query.text for query in queries] == [query.text for query in make_queries(make_ladder(micro), 3)]
+    first, again = ([query.text for query in make_queries(make_ladder(micro), 3)] for _ in range(2))
+    assert first == again
 
 
 def test_the_check_finds_a_loop_that_is_wrong(micro: Size, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,3 +160,11 @@ def test_prints_a_table_and_one_json_line_last(
     assert first[4]["switcher_share"] > 0 and first[3]["switcher_share"] == 0
     assert {"b/a", "d/a", "e/d", "d/L", "d/L cpu"} <= found["ratios"][0].keys()
     assert {line["case"] for line in found["ratios"] if "exponent" in line} == {"a", "d"}
+
+
+def test_memory_prints_its_growth(micro: Size, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--memory", "--queries", "40", "--rows", "4"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert (found["queries"], found["rows"], found["evicted_rows"]) == (40, 4, 0)
+    assert found["peak_mb"] >= found["warm_mb"] > 0
+    assert found["growth"] == pytest.approx(found["peak_mb"] / found["warm_mb"] - 1, abs=1e-3)

@@ -39,13 +39,19 @@ def pools() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
-def test_decode_step(pools: tuple[torch.Tensor, torch.Tensor], window: int | None, softcap: float | None) -> None:
+@pytest.mark.parametrize("groups", [[(0, 4, 32)], [(0, 2, 8), (2, 3, 32), (3, 4, 13)]])
+def test_decode_step(
+    pools: tuple[torch.Tensor, torch.Tensor],
+    groups: list[tuple[int, int, int]],
+    window: int | None,
+    softcap: float | None,
+) -> None:
     """Rows of different lengths; everything beyond a row's length is another row's garbage."""
     key, value = pools
     lengths = [0, 7, 31, 12]
     query = torch.randn(4, HEADS * GROUPS, 1, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     positions = torch.tensor(lengths)
-    plan = Plan(torch.arange(4), positions, [], 4, max(lengths) + 1, {})
+    plan = Plan(torch.arange(4), positions, [], groups, max(lengths) + 1)
     out, _ = slot_attention(
         torch.nn.Module(), query, key, value, None, slot_plan=plan, sliding_window=window, softcap=softcap
     )
@@ -63,7 +69,7 @@ def test_packed_read(pools: tuple[torch.Tensor, torch.Tensor], window: int | Non
     chunks = [(4, 0, 6), (1, 17, 1), (2, 9, 11)]
     total = sum(count for _, _, count in chunks)
     query = torch.randn(1, HEADS * GROUPS, total, SIZE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    plan = Plan(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), chunks, 0, 20, {})
+    plan = Plan(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), chunks, [], 20)
     out, _ = slot_attention(
         torch.nn.Module(), query, key, value, None, slot_plan=plan, sliding_window=window, softcap=softcap
     )
@@ -82,7 +88,7 @@ def filled_cache(num_slots: int = 3, length: int = 4) -> SlotCache:
     cache.add_slots(num_slots)
     slots = torch.arange(num_slots).repeat_interleave(length)
     positions = torch.arange(length).repeat(num_slots)
-    cache.set_plan(Plan(slots, positions, [], 0, length, {}))
+    cache.set_plan(Plan(slots, positions, [], [], length))
     states = (100 * slots + positions).double()[None, None, :, None].expand(1, 2, -1, 3)
     cache.layers[0].update(states.contiguous(), -states.contiguous())
     return cache
@@ -104,7 +110,7 @@ def test_growth_keeps_what_is_there() -> None:
     cache = filled_cache()
     before = cache.num_bytes
     cache.add_slots(7)
-    cache.set_plan(Plan(torch.tensor([6]), torch.tensor([900]), [], 0, 901, {}))
+    cache.set_plan(Plan(torch.tensor([6]), torch.tensor([900]), [], [], 901))
     assert cache.num_positions >= 901 and cache.num_slots == 7 and cache.num_bytes > before
     rows = rows_of(cache)
     assert rows[:3] == [[0, 1, 2, 3], [100, 101, 102, 103], [200, 201, 202, 203]]
