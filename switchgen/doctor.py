@@ -6,31 +6,15 @@ local cache are named as unknown.
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from switchgen.assembly import check_writers
 from switchgen.candidates import check_model, pick_device
-from switchgen.config import CandidateConfig
 from switchgen.errors import SwitchgenError
+from switchgen.estimates import Load, ModelSize, arrangements, model_size, resident_bytes, work_tokens
 from switchgen.rundir import Run, provenance
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
-_DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _GIB = 2**30
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What a model needs in memory, as it will be loaded."""
-
-    parameters: int
-    weight_bytes: int
-    cache_bytes_per_token: int
 
 
 def examine(run: Run) -> tuple[list[str], bool]:
@@ -87,70 +71,38 @@ def _problems(run: Run) -> list[str]:
 
 
 def _memory(run: Run) -> list[str]:
-    engine = run.recipe.engine
-    slots = engine.kv_budget or 2 * engine.max_rows
-    positions = run.recipe.decoding.max_new_tokens
-    lines = [f"memory    weights as loaded; caches of {slots} rows x {positions} new tokens (prompts come on top)"]
-    counted: set[str] = set()
-    total = 0
+    """What each model needs, and the peak of each way to place them."""
+    load = Load.of(run.recipe)
+    lines = [
+        f"memory    {load.rows} rows in flight x {load.prompt_tokens} + {load.new_tokens} tokens (prompts of "
+        f"{load.prompt_tokens} assumed)"
+    ]
+    sizes: list[tuple[str, ModelSize]] = []
     for config in run.recipe.pool:
         size = model_size(config)
         if size is None:
             lines.append(f"          {config.name}: {config.model} is not here; size unknown")
             continue
-        cache = size.cache_bytes_per_token * slots * positions
-        weights = 0 if config.model in counted else size.weight_bytes
-        shared = " (weights shared)" if config.model in counted else ""
-        counted.add(config.model)
-        total += weights + cache
+        shared = " (shared)" if any(model == config.model for model, _ in sizes) else ""
+        sizes.append((config.model, size))
         lines.append(
-            f"          {config.name}: {size.parameters / 1e6:.2f} M parameters, weights {_size(weights)}{shared}, "
-            f"caches {_size(cache)}"
+            f"          {config.name}: {size.parameters / 1e6:.2f} M parameters, weights {_size(size.weight_bytes)}"
+            f"{shared}, caches {_size(load.cache_bytes(size))}"
         )
-    return [
-        *lines,
-        f"          together {_size(total)}; the switcher shares its base's weights and adds caches of its own",
-    ]
-
-
-def model_size(config: CandidateConfig) -> ModelSize | None:
-    """Sizes of a local model; None if it is not on this machine."""
-    folder = Path(config.model)
-    if not (folder / "config.json").is_file():
-        return None
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings = settings.get("text_config", settings)
-    parameters = stored = 0
-    for path in folder.glob("*.safetensors"):
-        for tensor in _header(path).values():
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            parameters += count
-            stored += count * _BYTES.get(tensor["dtype"], 4)
-    per_value = _DTYPE_BYTES.get(config.dtype)
-    if per_value is None:
-        # `auto` keeps the stored type on an accelerator and computes in float32 on CPU.
-        on_cpu = pick_device(config.name, config.device).type == "cpu"
-        per_value = 4 if on_cpu else max(1, stored // max(parameters, 1))
-    return ModelSize(parameters, parameters * per_value, _cache_values(settings) * per_value)
-
-
-def _cache_values(settings: dict[str, Any]) -> int:
-    """Keys and values that one token leaves in all layers."""
-    layers = settings.get("num_hidden_layers", settings.get("n_layer", 0))
-    heads = settings.get("num_attention_heads", settings.get("n_head", 1))
-    width = settings.get("hidden_size", settings.get("n_embd", 0))
-    head_size = settings.get("head_dim") or width // heads
-    return int(2 * layers * (settings.get("num_key_value_heads") or heads) * head_size)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header
+    if len(sizes) < len(run.recipe.pool):
+        return lines
+    base = run.recipe.switcher.base
+    bases = [index for index, config in enumerate(run.recipe.pool) if base in (config.name, config.model)]
+    switcher = sizes[bases[0] if bases else -1][1]
+    process = resident_bytes()
+    lines.append(f"          this process as it is: {_size(process)}")
+    for way in arrangements(sizes, switcher, load):
+        devices = "" if way.devices == 1 else f" of {way.devices}, the fullest"
+        lines.append(
+            f"          {way.name}: peak {_size(process + way.peak)}{devices} (weights {_size(way.weights)}, caches "
+            f"{_size(way.caches)}, activations {_size(way.activations)})"
+        )
+    return lines
 
 
 def _cost(run: Run) -> list[str]:
@@ -169,6 +121,8 @@ def _cost(run: Run) -> list[str]:
             f"          evaluate: {responses} responses, at most "
             f"{responses * decoding.max_new_tokens / 1e6:.2f} M new tokens"
         )
+    tokens = ", ".join(f"{count:.0f} {what}" for what, count in work_tokens(Load.of(recipe), n).items())
+    lines.append(f"          a response of {decoding.max_new_tokens} tokens, in any arrangement: {tokens}")
     return lines
 
 
