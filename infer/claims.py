@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from switchgen.assembly import DISTILLED, distilled_candidate, fingerprint, switcher_adapter
+from switchgen.assembly import DISTILLED, JUDGE, distilled_candidate, fingerprint, switcher_adapter
 from switchgen.config import CandidateConfig
 from switchgen.rundir import Run
 from switchgen.weights import weights_hash
@@ -23,6 +23,9 @@ def response_claim(run: Run, policy: str) -> dict[str, Any]:
         weights["switcher base"] = _weights_of(known[base]) if base in known else weights_hash(base, settings.revision)
     if policy == "switcher":
         weights["switcher"] = weights_hash(switcher_adapter(run))
+    judge = run.recipe.router.judge
+    if policy == JUDGE and judge is not None and judge not in run.recipe.names:
+        weights["judge"] = weights_hash(judge)
     return {"policy": policy, **fingerprint(run, policy), "weights": weights}
 
 

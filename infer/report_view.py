@@ -17,7 +17,7 @@ from infer.stats import FloatArray, SolvedAlone, holm, solved_by_none_else
 
 MEAN = "mean"
 CLEAR = 0.05  # a corrected p up to here is called clear
-_SWITCHING = ("switcher", "untuned", "random", "baco-")
+_SWITCHING = ("switcher", "untuned", "random", "baco-", "nudging@", "average@", "segment-rand@", "response-rand@")
 _BLANK = "–"
 
 Row = Mapping[str, Any]

@@ -10,7 +10,9 @@ from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
 from switchgen.loop import Loop
 from switchgen.policies import FixedPolicy, Policy, RandomPolicy, SwitcherPolicy
-from switchgen.policies.routers import RouterPolicy, parse_router
+from switchgen.policies.fixed import SHARE_POLICIES, ShareRandomPolicy, parse_share
+from switchgen.policies.judge import Judge, JudgePolicy
+from switchgen.policies.routers import Predictor, RouterPolicy, is_router, parse_router
 from switchgen.rows import Row
 from switchgen.token_loop import TokenLoop
 from switchgen.trace import Query, Segment, Trace
@@ -20,24 +22,35 @@ POLICIES = ("switcher", "untuned", "random")
 
 
 def make_policy(
-    name: str, pool: Pool, *, switcher: Switcher | None = None, temperature: float = 1.0, top_p: float = 0.9
+    name: str,
+    pool: Pool,
+    *,
+    switcher: Switcher | None = None,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    predictor: Predictor = "aligned",
+    judge: Judge | None = None,
 ) -> Policy | RouterPolicy:
     """The policy of a name: `switcher`, `untuned`, `random`, a candidate's name, or a token router's.
 
     Args:
         switcher: the model behind `switcher` (with its adapter) or `untuned` (without).
         temperature, top_p: how the switcher's probabilities become a choice.
+        predictor: whose most likely token a router's content rule looks at, where its name does not say.
+        judge: the model behind `baco-judge`.
 
     Raises:
-        ConfigError: no such policy, a pool of one where a choice is needed, or no switcher given.
+        ConfigError: no such policy, a pool of one where a choice is needed, or no switcher or judge given.
     """
     if name in pool.names:
         return FixedPolicy(pool.index(name), name)
     check_policy(name, pool.names)
     if name == "random":
         return RandomPolicy()
-    if name.startswith("baco"):
-        return make_router(name, pool)
+    if is_share(name):
+        return ShareRandomPolicy(name, base=0, aligned=len(pool) - 1)
+    if is_router(name):
+        return make_router(name, pool, predictor=predictor, judge=judge)
     if switcher is None:
         raise ConfigError(f"policy {name!r} needs a switcher model; load one with Pool.load_switcher")
     check_switcher(switcher, pool)
@@ -57,11 +70,11 @@ def check_switcher(switcher: Switcher, pool: Pool) -> None:
         )
 
 
-def make_router(name: str, pool: Pool) -> RouterPolicy:
+def make_router(name: str, pool: Pool, *, predictor: Predictor = "aligned", judge: Judge | None = None) -> RouterPolicy:
     """A token router between the first and the last candidate.
 
     Raises:
-        ConfigError: their vocabularies differ.
+        ConfigError: their vocabularies differ, or a judge is needed and not given.
     """
     base, aligned = pool.candidates[0], pool.candidates[-1]
     difference = base.vocabulary.first_difference(aligned.vocabulary)
@@ -70,7 +83,12 @@ def make_router(name: str, pool: Pool) -> RouterPolicy:
             f"policy {name!r} chooses at every token, which needs one vocabulary; "
             f"{base.name} and {aligned.name} differ: {difference}; segment policies (switcher, random) work with both"
         )
-    return RouterPolicy(name, base.vocabulary, base=0, aligned=len(pool) - 1)
+    last = len(pool) - 1
+    if parse_router(name).rule != "baco-judge":
+        return RouterPolicy(name, base.vocabulary, base=0, aligned=last, predictor=predictor)
+    if judge is None:
+        raise ConfigError(f"policy {name!r} needs a judge; load one with switchgen.policies.judge.load_judge")
+    return JudgePolicy(name, base.vocabulary, judge, base=0, aligned=last)
 
 
 def make_loop(
@@ -90,6 +108,11 @@ def make_loop(
     return TokenLoop(pool, policy, decoding, max_rows=max_rows)
 
 
+def is_share(name: str) -> bool:
+    """Whether a policy's name means random switching with a share γ: `segment-rand@γ`, `response-rand@γ`."""
+    return name.partition("@")[0] in SHARE_POLICIES
+
+
 def check_policy(name: str, names: Sequence[str]) -> None:
     """See that a policy's name can work with candidates of these names.
 
@@ -98,8 +121,10 @@ def check_policy(name: str, names: Sequence[str]) -> None:
     """
     if name in names:
         return
-    if name.startswith("baco"):
+    if is_router(name):
         parse_router(name)
+    elif is_share(name):
+        parse_share(name)
     elif name not in POLICIES:
         allowed = [*POLICIES, *names]
         raise ConfigError(f"unknown policy {name!r}{nearest(name, allowed)}; allowed: {', '.join(allowed)}")

@@ -14,11 +14,13 @@ from switchgen.errors import ConfigError
 from switchgen.ids import content_hash
 from switchgen.loop import Loop
 from switchgen.policies import Policy
-from switchgen.policies.routers import RouterPolicy
+from switchgen.policies.judge import load_judge
+from switchgen.policies.routers import RULES, RouterPolicy, is_router, parse_router
 from switchgen.rundir import Run
 from switchgen.token_loop import TokenLoop
 
 DISTILLED = "distilled"
+JUDGE = "baco-judge"
 
 
 @dataclass
@@ -114,7 +116,12 @@ def make_run_policy(run: Run, name: str, pool: Pool) -> Policy | RouterPolicy:
         if adapter is not None:
             check_switcher_pool(adapter, pool.names)
         switcher = pool.load_switcher(settings.model_copy(update={"adapter": adapter}), max_slots=_slots(run))
-    return make_policy(name, pool, switcher=switcher, temperature=settings.temperature, top_p=settings.top_p)
+    router = run.recipe.router
+    judge = load_judge(pool, router, max_slots=_slots(run)) if name == JUDGE else None
+    return make_policy(
+        name, pool, switcher=switcher, temperature=settings.temperature, top_p=settings.top_p,
+        predictor=router.predictor, judge=judge,
+    )  # fmt: skip
 
 
 def check_switcher_pool(adapter: str, names: Sequence[str]) -> None:
@@ -146,7 +153,7 @@ def distilled_candidate(run: Run) -> CandidateConfig:
 
 
 def fingerprint(run: Run, policy: str) -> dict[str, str]:
-    """What the responses of a policy depend on: pool, decoding, switcher."""
+    """What the responses of a policy depend on: pool, decoding, switcher or router settings."""
     recipe = run.recipe
     parts = {
         "pool": content_hash(recipe.model_dump(mode="json")["pool"]),
@@ -154,6 +161,13 @@ def fingerprint(run: Run, policy: str) -> dict[str, str]:
     }
     if policy in ("switcher", "untuned"):
         parts["switcher"] = content_hash(recipe.switcher.model_dump(mode="json"))
+    if is_router(policy):
+        router = parse_router(policy)
+        # Only what the name leaves open and the defaults do not settle, so that older responses keep their claims.
+        if RULES[router.rule][1] is not None and router.predictor is None and recipe.router.predictor != "aligned":
+            parts["predictor"] = recipe.router.predictor
+        if policy == JUDGE:
+            parts["judge"] = recipe.router.judge or recipe.names[-1]
     return parts
 
 

@@ -85,6 +85,17 @@ class SwitcherConfig(Section):
     trust_remote_code: bool = False
 
 
+class RouterConfig(Section):
+    """Token routers (BACo)."""
+
+    predictor: Literal["aligned", "base"] = Field(
+        "aligned", description="whose most likely token the content rules look at; a name may say it: baco-punc+base"
+    )
+    judge: str | None = Field(
+        None, description="baco-judge: a candidate's name, a folder or a hub name; default: the last candidate"
+    )
+
+
 class SegmentConfig(Section):
     """Where a segment ends."""
 
@@ -278,6 +289,7 @@ class Recipe(Section):
 
     pool: Annotated[list[CandidateConfig], Field(min_length=1)]
     switcher: SwitcherConfig = SwitcherConfig()
+    router: RouterConfig = RouterConfig()
     decoding: DecodingConfig = DecodingConfig()
     engine: EngineConfig = EngineConfig()
     tasks: list[TaskConfig] = []

@@ -284,6 +284,8 @@ def open_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), run_dir: 
     switcher["adapter"] = place(switcher["adapter"])
     if switcher["base"] not in (None, *loaded.names):
         switcher["base"] = place(switcher["base"])
+    if data["router"]["judge"] not in (None, *loaded.names):
+        data["router"]["judge"] = place(data["router"]["judge"])
     for task in data["tasks"]:
         task["file"] = place(task["file"])
     return Run(name, Recipe.model_validate(data), folder, source)

@@ -2,6 +2,8 @@
 
 Both models are fed every token, once; the token is sampled from logits that are there already. Nothing is re-tokenized,
 and caches are copied only when the batch's members change.
+
+Shapes: N rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Session
-from switchgen.policies.routers import RouterPolicy, continues_word
+from switchgen.policies.routers import Asked, RouterPolicy, continues_word
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
 from switchgen.trace import Segment, SegmentFinish, TraceFinish
@@ -50,6 +52,14 @@ class TokenLoop:
         self.engines: list[Engine] = [pool.candidates[place].engine for place in self.places]
         self.vocabulary = policy.vocabulary
         self._stop = [string.encode() for string in decoding.stop]
+        # Between the extremes of an average either model's end of text ends the row; else each knows its own only.
+        self._mixes = policy.weight is not None and 0 < policy.weight < 1
+        self._stop_ids = [engine.stop_ids for engine in self.engines]
+        self._banned_ids = [engine.banned_ids[engine.banned_ids < len(self.vocabulary)] for engine in self.engines]
+        if self._mixes:
+            ids, others = self._banned_ids
+            self._banned_ids = [ids[torch.isin(ids, others.to(ids.device))]]
+            self._stop_ids = [frozenset().union(*self._stop_ids)] * 2
 
     @property
     def readers(self) -> list[tuple[Reader, Engine]]:
@@ -76,11 +86,12 @@ class TokenLoop:
                 for pen in done:
                     self._sign(pen)
                     pen.row.release(self.readers)
+                    self.policy.release(pen.row)
                     yield pen.row
 
     def _admit(self, row: Row) -> bool:
+        needed = self.decoding.max_new_tokens + MAX_UTF8_EXTRA
         for place, engine in zip(self.places, self.engines, strict=True):
-            needed = self.decoding.max_new_tokens + MAX_UTF8_EXTRA
             if len(row.prompt_ids(place)) + needed > engine.max_positions:
                 row.trace.finish = "too_long"
         return row.trace.finish is None
@@ -95,12 +106,7 @@ class TokenLoop:
         place_in = _places(sessions)
         done: list[_Pen] = []
         while pens:
-            logits = [
-                session.logits().index_fill_(1, engine.banned_ids, float("-inf"))[:, : len(self.vocabulary)]
-                for session, engine in zip(sessions, self.engines, strict=True)
-            ]
-            logits[1] = logits[1][place_in]
-            ended = self._advance(pens, logits)
+            ended = self._advance(pens, self._logits(sessions, place_in))
             if not ended:
                 continue
             done += [pens[index] for index in sorted(ended)]
@@ -113,31 +119,94 @@ class TokenLoop:
             pens, place_in = [pens[index] for index in order], [where[place_in[index]] for index in order]
         return done, []
 
+    def _logits(self, sessions: list[Session], place_in: list[int]) -> list[torch.Tensor]:
+        """Both models' next-token logits in the pens' order, banned tokens at -inf; each [N, V].
+
+        Under an average both are the same mixture.
+        """
+        base_NV, aligned_NV = (session.logits()[:, : len(self.vocabulary)] for session in sessions)
+        aligned_NV = aligned_NV.to(base_NV.device)
+        if place_in != list(range(len(place_in))):
+            aligned_NV = aligned_NV[place_in]
+        if self._mixes:
+            assert self.policy.weight is not None
+            # In float32 at least: half precision would round the sum.
+            base_NV = base_NV.to(torch.promote_types(base_NV.dtype, torch.float32))
+            mixed_NV = torch.lerp(aligned_NV.to(base_NV.dtype), base_NV, self.policy.weight)
+            mixed_NV.index_fill_(1, self._banned_ids[0], float("-inf"))
+            return [mixed_NV, mixed_NV]
+        for logits_NV, banned in zip((base_NV, aligned_NV), self._banned_ids, strict=True):
+            logits_NV.index_fill_(1, banned.to(logits_NV.device), float("-inf"))
+        return [base_NV, aligned_NV]
+
     def _advance(self, pens: list[_Pen], logits: list[torch.Tensor]) -> set[int]:
         """Draw and append one token per row; indices of the rows that ended."""
         device = logits[0].device
         seeds_N = torch.tensor([pen.row.trace.seed for pen in pens], device=device)
         index_N = torch.tensor([len(pen.ids) for pen in pens], device=device)
-        drawn_2N = [sample_tokens(logits_NV, seeds_N, index_N, self.params).tolist() for logits_NV in logits]
-        base_N = self.policy.pick_base(logits[0], logits[1], seeds_N, index_N).tolist()
-        ended: set[int] = set()
-        for index, pen in enumerate(pens):
-            writer = 0 if base_N[index] else 1
-            if pen.writers:
-                incumbent = pen.writers[-1]
-                token = drawn_2N[incumbent][index]
-                if token not in self.engines[incumbent].stop_ids and continues_word(
-                    pen.text[-4:], self.vocabulary.token_bytes[token]
-                ):
-                    writer = incumbent
-            if self._append(pen, writer, drawn_2N[writer][index]):
-                ended.add(index)
-        return ended
+
+        writers = [pen.writers[-1] if pen.writers else -1 for pen in pens]
+        tokens = [-1] * len(pens)
+        self._draw(range(len(pens)), writers, tokens, logits, seeds_N, index_N)
+        asked = [index for index, pen in enumerate(pens) if not self._stands(pen, writers[index], tokens[index])]
+        if asked:
+            picked = self._pick(pens, asked, logits, seeds_N, index_N)
+            switched = [index for index, writer in zip(asked, picked, strict=True) if writer != writers[index]]
+            for index, writer in zip(asked, picked, strict=True):
+                writers[index] = writer
+            self._draw(switched, writers, tokens, logits, seeds_N, index_N)
+        return {
+            index
+            for index, (pen, writer, token) in enumerate(zip(pens, writers, tokens, strict=True))
+            if self._append(pen, writer, token)
+        }
+
+    def _stands(self, pen: _Pen, writer: int, token: int) -> bool:
+        """Whether the token that the previous token's writer drew goes on with a word, so that nobody is asked."""
+        if writer < 0 or token in self._stop_ids[writer]:
+            return False
+        return continues_word(pen.text[-4:], self.vocabulary.token_bytes[token])
+
+    def _draw(
+        self,
+        rows: Iterable[int],
+        writers: list[int],
+        tokens: list[int],
+        logits: list[torch.Tensor],
+        seeds_N: torch.Tensor,
+        index_N: torch.Tensor,
+    ) -> None:
+        """Draw the next token of each of the rows from its writer's logits, into `tokens`; writer -1 draws nothing."""
+        sides: tuple[list[int], list[int]] = ([], [])
+        for row in rows:
+            if writers[row] >= 0:
+                sides[writers[row]].append(row)
+        for side, own in enumerate(sides):
+            if not own:
+                continue
+            own_logits_NV, own_seeds_N, own_index_N = _of_rows(own, logits[side], seeds_N, index_N)
+            drawn_N = sample_tokens(own_logits_NV, own_seeds_N, own_index_N, self.params)
+            for row, token in zip(own, drawn_N.tolist(), strict=True):
+                tokens[row] = token
+
+    def _pick(
+        self,
+        pens: list[_Pen],
+        asked: list[int],
+        logits: list[torch.Tensor],
+        seeds_N: torch.Tensor,
+        index_N: torch.Tensor,
+    ) -> list[int]:
+        """Whom the router picks for each of the rows that are at a word boundary."""
+        texts = [Asked(pens[row].row, pens[row].text) for row in asked] if self.policy.reads_text else ()
+        base_NV, aligned_NV, own_seeds_N, own_index_N = _of_rows(asked, *logits, seeds_N, index_N)
+        base_N = self.policy.pick_base(base_NV, aligned_NV, own_seeds_N, own_index_N, texts)
+        return [0 if base else 1 for base in base_N.tolist()]
 
     def _append(self, pen: _Pen, writer: int, token: int) -> bool:
         """Append a token for both models; whether the row ended."""
         trace = pen.row.trace
-        if token in self.engines[writer].stop_ids:
+        if token in self._stop_ids[writer]:
             trace.finish = "eos"
             # An empty response has a writer, too.
             if not pen.writers:
@@ -183,3 +252,11 @@ def _places(sessions: list[Session]) -> list[int]:
     """For each row of the first session, its place in the second."""
     where = {index: place for place, index in enumerate(sessions[1].order)}
     return [where[index] for index in sessions[0].order]
+
+
+def _of_rows(rows: list[int], *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors' rows of these indices; as they are where that is all of them."""
+    if len(rows) == len(tensors[0]):
+        return list(tensors)
+    index = torch.tensor(rows, device=tensors[0].device)
+    return [tensor[index] for tensor in tensors]

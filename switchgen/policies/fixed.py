@@ -1,4 +1,4 @@
-"""Policies that ask no model: one candidate always, or each with the same probability."""
+"""Policies that ask no model: one candidate always, or each with some probability."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from switchgen.errors import ConfigError
 from switchgen.policies.base import Choice
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, uniform
@@ -46,8 +47,55 @@ class RandomPolicy:
         return Choice((numbers_N * count).long().clamp(max=count - 1).tolist())
 
 
-def writer_numbers(rows: Sequence[Row]) -> torch.Tensor:
-    """Each row's random number for its next choice of a writer, float64."""
+def writer_numbers(rows: Sequence[Row], *, first_only: bool = False) -> torch.Tensor:
+    """Each row's random number for its next choice of a writer, float64; or always that of its first choice."""
     seeds_N = torch.tensor([row.trace.seed for row in rows])
-    index_N = torch.tensor([len(row.trace.segments) for row in rows])
+    index_N = torch.tensor([0 if first_only else len(row.trace.segments) for row in rows])
     return uniform(seeds_N, Purpose.WRITER, index_N)
+
+
+class ShareRandomPolicy:
+    """BACo's rule RAND at coarser grains: the base with probability γ, else the aligned model.
+
+    `segment-rand@γ` draws anew for every segment, `response-rand@γ` once for the whole response; `baco-rand@γ` is the
+    same rule for every token. So the three grains can be compared at the same γ.
+
+    Args:
+        base, aligned: places on the ladder.
+    """
+
+    engine = None
+
+    def __init__(self, name: str, *, base: int, aligned: int) -> None:
+        self.name = name
+        self.grain, self.gamma = parse_share(name)
+        self.base = base
+        self.aligned = aligned
+
+    def writers(self, num_candidates: int) -> Sequence[int]:
+        """The two models it draws from."""
+        return [self.base, self.aligned]
+
+    def choose(self, rows: Sequence[Row]) -> Choice:
+        """The base where the row's number is below γ."""
+        numbers_N = writer_numbers(rows, first_only=self.grain == "response")
+        return Choice([self.base if number < self.gamma else self.aligned for number in numbers_N.tolist()])
+
+
+SHARE_POLICIES = {"segment-rand": "segment", "response-rand": "response"}
+
+
+def parse_share(name: str) -> tuple[str, float]:
+    """(grain, γ) of `segment-rand@0.3` or `response-rand@0.3`.
+
+    Raises:
+        ConfigError: γ is missing, or no number from 0 to 1.
+    """
+    rule, _, text = name.partition("@")
+    try:
+        gamma = float(text)
+    except ValueError:
+        gamma = -1.0
+    if not 0 <= gamma <= 1:
+        raise ConfigError(f"policy {name!r}: after @ stands γ, a number from 0 to 1, e.g. {rule}@0.3")
+    return SHARE_POLICIES[rule], gamma

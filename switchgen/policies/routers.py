@@ -10,9 +10,16 @@ Rules, by name (γ after `@`):
     punc     aligned if the predicted token is punctuation or format, else base
     fc       aligned if the predicted token is a function word, else base
     p-punc, h-punc, p-fc, h-fc   aligned if the content rule fires, else the logit rule
+    judge    an external model decides (`policies.judge`)
 
-The predicted token is the aligned model's most likely one; `predictor="base"` takes the base's (the paper leaves it
-open). P_base is the distribution at temperature 1.
+The predicted token is the aligned model's most likely one; `+base` in a name (`baco-punc+base`) takes the base's (the
+paper leaves it open). P_base is the distribution at temperature 1.
+
+Two neighbours go through the same decision, as baselines:
+    nudging  aligned if max P_base < γ, else base: the base writes, the aligned model writes the next word where the
+             base is unsure (Fei et al. 2025, arXiv 2410.09300, §3; there the base is greedy, here it samples)
+    average  no choice at all: tokens are drawn from the softmax of γ l_base + (1 - γ) l_aligned, l the logits at
+             temperature 1 (the geometric mean of the two distributions); signed by the model of the larger weight
 
 Shapes: N rows, V vocabulary.
 """
@@ -22,6 +29,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -30,11 +38,13 @@ import torch
 
 from switchgen.config import DATA_DIR, nearest
 from switchgen.errors import ConfigError
+from switchgen.rows import Row
 from switchgen.sampling import Purpose, uniform
 from switchgen.vocabulary import Vocabulary
 
-LogitRule = Literal["p", "h", "rand"]
+LogitRule = Literal["p", "h", "rand", "nudge", "average", "judge"]
 ContentRule = Literal["punc", "fc"]
+Predictor = Literal["aligned", "base"]
 
 RULES: dict[str, tuple[LogitRule | None, ContentRule | None]] = {
     "baco-p": ("p", None),
@@ -46,41 +56,70 @@ RULES: dict[str, tuple[LogitRule | None, ContentRule | None]] = {
     "baco-h-punc": ("h", "punc"),
     "baco-p-fc": ("p", "fc"),
     "baco-h-fc": ("h", "fc"),
+    "baco-judge": ("judge", None),
+    "nudging": ("nudge", None),
+    "average": ("average", None),
 }
+_SHARES = ("rand", "average")
+"""Rules whose γ is a share, from 0 to 1."""
 
 _LIST_MARK = re.compile(r"(?:\d{1,3}|[a-zA-Z])[.)]")
 
 
 @dataclass(frozen=True)
 class RouterName:
-    """A router's name taken apart: `baco-p-punc@0.3`."""
+    """A router's name taken apart: `baco-p-punc+base@0.3`."""
 
     rule: str
     gamma: float | None
+    predictor: Predictor | None = None
+    """Whose most likely token the content rules look at; None where the name does not say."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row at a word boundary, for routers that read the text."""
+
+    row: Row
+    text: bytes
+    """The response so far."""
+
+
+def is_router(name: str) -> bool:
+    """Whether a policy's name means a token router, well formed or not."""
+    return name.startswith("baco") or re.split("[@+]", name)[0] in RULES
 
 
 def parse_router(name: str) -> RouterName:
     """Take a router's name apart.
 
     Raises:
-        ConfigError: unknown rule, γ missing, not a number, or given to a rule that has none.
+        ConfigError: unknown rule, γ missing, not a number, or given to a rule that has none; a predictor where nothing
+            is predicted.
     """
-    rule, at, text = name.partition("@")
+    head, at, text = name.partition("@")
+    rule, plus, predictor = head.partition("+")
     if rule not in RULES:
         raise ConfigError(f"unknown router {name!r}{nearest(rule, list(RULES))}; allowed: {', '.join(RULES)}")
-    logit_rule = RULES[rule][0]
-    if logit_rule is None:
+    logit_rule, content_rule = RULES[rule]
+    if plus and (content_rule is None or predictor not in ("aligned", "base")):
+        raise ConfigError(
+            f"router {name!r}: after + stands whose predicted token the content rule looks at, aligned or base, and "
+            f"only in {', '.join(r for r, (_, content) in RULES.items() if content is not None)}"
+        )
+    whose: Predictor | None = "base" if predictor == "base" else "aligned" if plus else None
+    if logit_rule in (None, "judge"):
         if at:
-            raise ConfigError(f"router {name!r}: {rule} has no γ; write {rule}")
-        return RouterName(rule, None)
+            raise ConfigError(f"router {name!r}: {rule} has no γ; write {head}")
+        return RouterName(rule, None, whose)
     try:
         gamma = float(text)
     except ValueError:
         gamma = math.nan
-    if math.isnan(gamma) or (logit_rule == "rand" and not 0 <= gamma <= 1):
-        allowed = "a number from 0 to 1" if logit_rule == "rand" else "a number"
-        raise ConfigError(f"router {name!r}: after @ stands γ, {allowed}, e.g. {rule}@0.3")
-    return RouterName(rule, gamma)
+    if math.isnan(gamma) or (logit_rule in _SHARES and not 0 <= gamma <= 1):
+        allowed = "a number from 0 to 1" if logit_rule in _SHARES else "a number"
+        raise ConfigError(f"router {name!r}: after @ stands γ, {allowed}, e.g. {head}@0.3")
+    return RouterName(rule, gamma, whose)
 
 
 class RouterPolicy:
@@ -88,10 +127,12 @@ class RouterPolicy:
 
     Args:
         base, aligned: places on the ladder.
-        predictor: whose most likely token the content rules look at.
+        predictor: whose most likely token the content rules look at, where the name does not say.
     """
 
     engine = None
+    reads_text = False
+    """Whether `pick_base` wants to see the rows' text."""
 
     def __init__(
         self,
@@ -100,7 +141,7 @@ class RouterPolicy:
         *,
         base: int = 0,
         aligned: int = 1,
-        predictor: Literal["aligned", "base"] = "aligned",
+        predictor: Predictor = "aligned",
     ) -> None:
         parsed = parse_router(name)
         self.name = name
@@ -108,9 +149,14 @@ class RouterPolicy:
         self.logit_rule, content_rule = RULES[parsed.rule]
         self.base = base
         self.aligned = aligned
-        self.predictor = predictor
+        self.predictor = parsed.predictor or predictor
         self.vocabulary = vocabulary
         self.fires_V = None if content_rule is None else content_flags(vocabulary, content_rule)
+
+    @property
+    def weight(self) -> float | None:
+        """The base's share in the logits that tokens are drawn from; None where each model draws from its own."""
+        return self.gamma if self.logit_rule == "average" else None
 
     def writers(self, num_candidates: int) -> list[int]:
         """The two models it routes between."""
@@ -122,8 +168,14 @@ class RouterPolicy:
         aligned_logits_NV: torch.Tensor,
         seeds_N: torch.Tensor,
         index_N: torch.Tensor,
+        asked: Sequence[Asked] = (),
     ) -> torch.Tensor:
-        """Whether the base model is picked, per row (bool, shape N)."""
+        """Whether the base model is picked, per row (bool, shape N).
+
+        Args:
+            seeds_N, index_N: the rows' seeds and the indices of their next tokens.
+            asked: the rows' texts, for routers that read them.
+        """
         picked_N = self._logit_rule(base_logits_NV, seeds_N, index_N)
         if self.fires_V is None:
             return picked_N
@@ -137,14 +189,20 @@ class RouterPolicy:
         assert self.gamma is not None
         if self.logit_rule == "rand":
             return uniform(seeds_N, Purpose.ROUTER, index_N) < self.gamma
+        if self.logit_rule == "average":
+            return torch.full((len(seeds_N),), self.gamma > 0.5, device=base_logits_NV.device)
         log_probs_NV = torch.log_softmax(
             base_logits_NV.to(torch.promote_types(base_logits_NV.dtype, torch.float32)), -1
         )
-        if self.logit_rule == "p":
-            return log_probs_NV.max(dim=-1).values.exp() < self.gamma
+        if self.logit_rule in ("p", "nudge"):
+            is_unsure_N = log_probs_NV.max(dim=-1).values.exp() < self.gamma
+            return is_unsure_N if self.logit_rule == "p" else ~is_unsure_N
         # 0 * -inf is no number; a token that cannot come adds nothing to the entropy.
         terms_NV = torch.where(log_probs_NV == -torch.inf, 0.0, log_probs_NV.exp() * log_probs_NV)
         return -terms_NV.sum(dim=-1) > self.gamma
+
+    def release(self, row: Row) -> None:
+        """Forget a row that is finished."""
 
 
 def content_flags(vocabulary: Vocabulary, rule: ContentRule) -> torch.Tensor:
