@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
     return {
         "recipe": run.name,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "hardware": f"{_processor()}, {facts['machine']['cpus']} CPUs{_devices()}",
+        "hardware": hardware(),
         "candidates": recipe.names,
         "policies": list(recipe.evaluate.policies),
         "seeds": list(recipe.evaluate.seeds),
@@ -121,6 +122,11 @@ def _not_answered(cells: Iterable[Cell]) -> dict[str, list[str]]:
         if cell.not_answered:
             found.setdefault(cell.task, {}).update(dict.fromkeys(cell.not_answered))
     return {task: list(ids) for task, ids in found.items()}
+
+
+def hardware() -> str:
+    """Processor, cores and GPUs of this machine, in words."""
+    return f"{_processor()}, {os.cpu_count()} CPUs{_devices()}"
 
 
 def _processor() -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.report_data import check_results, read_responses, read_results
+from infer.report_data import Responses, check_results, read_responses, read_results
 from infer.report_page import render_page
+from infer.report_sweep import read_sweep, sweep_table
+from infer.report_text import line_of, markdown_table
 from infer.report_view import MEAN, Compared, Table, comparisons_of, price, table_of
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report/index.html` and `report/results.md` from the run's `evaluation/` folder.
+    """Writes `report/index.html` and `report/results.md` from the run's `evaluation/` and `sweep/` folders.
 
     Args:
-        run_dir: a run folder in which `evaluate` has finished; without response files the page has no browser.
+        run_dir: a run folder in which `evaluate` or `sweep` has finished; without response files the page has no
+            browser.
 
     Returns:
         The path of the page.
@@ -24,6 +27,11 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DataError: results are missing, or a file holds something else than its schema says.
     """
+    sweep = read_sweep(run_dir)
+    if sweep is not None and not (run_dir / "evaluation" / "results.json").is_file():
+        meta = {key: sweep[key] for key in ("recipe", "date", "hardware", "candidates")}
+        results: dict[str, Any] = {"schema": 1, "rows": [], "comparisons": [], "meta": meta}
+        return _write(run_dir, results, None, sweep)
     results = read_results(run_dir)
     meta = results.get("meta") or {}
     policies = list(dict.fromkeys(row["policy"] for row in results["rows"]))
@@ -31,11 +39,15 @@ def write_report(run_dir: Path) -> Path:
     only = {key: list(meta[key]) for key in ("policies", "tasks") if meta.get(key)}
     shown = [task for task in tasks if task != MEAN]
     responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, only=only)
+    return _write(run_dir, results, responses, sweep)
+
+
+def _write(run_dir: Path, results: dict[str, Any], responses: Responses | None, sweep: dict[str, Any] | None) -> Path:
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "results.md", results_markdown(results))
+    _replace(folder / "results.md", results_markdown(results, sweep))
     page = folder / "index.html"
-    _replace(page, render_page(results, responses))
+    _replace(page, render_page(results, responses, sweep))
     return page
 
 
@@ -52,15 +64,17 @@ def results_table(results: dict[str, Any]) -> str:
     return _table_lines(table_of(results))
 
 
-def results_markdown(results: dict[str, Any]) -> str:
+def results_markdown(results: dict[str, Any], sweep: dict[str, Any] | None = None) -> str:
     """The whole Markdown twin: title, table, comparisons, where the figures come from."""
     meta = results.get("meta") or {}
-    parts = [f"# Results: {_line(meta.get('recipe', 'run'))}", "", _table_lines(table_of(results)), ""]
-    parts += [
-        "Percent where the metric is a share. In brackets: 95% bootstrap intervals over questions, all run seeds of a "
-        "question together. The mean weighs each task the same.",
-        "",
-    ]
+    parts = [f"# Results: {line_of(meta.get('recipe', 'run'))}", ""]
+    if results["rows"]:
+        parts += [_table_lines(table_of(results)), ""]
+        parts += [
+            "Percent where the metric is a share. In brackets: 95% bootstrap intervals over questions, all run seeds "
+            "of a question together. The mean weighs each task the same.",
+            "",
+        ]
     compared = comparisons_of(results)
     if compared:
         parts += ["## Comparisons", "", _comparison_lines(compared), ""]
@@ -69,6 +83,8 @@ def results_markdown(results: dict[str, Any]) -> str:
             "clear at 0.05 or below.",
             "",
         ]
+    if sweep is not None:
+        parts += ["## Diversity and quality", "", sweep_table(sweep)]
     return "\n".join(parts)
 
 
@@ -80,7 +96,7 @@ def _table_lines(table: Table) -> str:
     for row in table.rows:
         cells = [_with_interval(cell.text, cell.interval) for cell in row.cells]
         lines.append([row.policy, *cells, *(price(getattr(row, key)) for key in priced)])
-    return _markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _comparison_lines(compared: Sequence[Compared]) -> str:
@@ -89,24 +105,11 @@ def _comparison_lines(compared: Sequence[Compared]) -> str:
         [c.policy, c.against, c.task, _with_interval(c.difference, c.interval), c.p, c.corrected, c.verdict]
         for c in compared
     ]
-    return _markdown(head, lines)
+    return markdown_table(head, lines)
 
 
 def _with_interval(value: str, interval: str) -> str:
     return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
-
-
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [[_line(cell) for cell in row] for row in (head, *lines)]
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(head))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    text = [f"| {' | '.join(row)} |" for row in padded]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
-
-
-def _line(text: object) -> str:
-    """One table cell: no line break, no column border."""
-    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _replace(path: Path, text: str) -> None:

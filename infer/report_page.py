@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infer.report_data import CUE_WRITER, Responses, safe_json
+from infer.report_sweep import sweep_view
 from infer.report_view import (
     MEAN,
     Compared,
@@ -45,8 +46,12 @@ _SHOWN_IDS = 12
 _SHOWN_ITEMS = 20
 
 
-def render_page(results: Mapping[str, Any], responses: Responses | None) -> str:
-    """`report/index.html` as text; the same input gives the same page."""
+def render_page(results: Mapping[str, Any], responses: Responses | None, sweep: Mapping[str, Any] | None = None) -> str:
+    """`report/index.html` as text; the same input gives the same page.
+
+    Args:
+        sweep: the document of `sweep/results.json`, if there is one.
+    """
     meta = dict(results.get("meta") or {})
     candidates = list(meta.get("candidates") or [])
     table = table_of(results)
@@ -78,6 +83,7 @@ def render_page(results: Mapping[str, Any], responses: Responses | None) -> str:
         rival=rival,
         outcomes=outcomes_of(responses, focus, rivals) if responses and focus else [],
         surplus=surplus_of(responses, focus, candidates) if responses and focus else {},
+        sweep=None if sweep is None else sweep_view(dict(sweep)),
         distillation=_tables(meta.get("distillation")),
         responses=responses,
         embedded=Markup(responses.embedded) if responses else None,

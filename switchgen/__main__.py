@@ -55,6 +55,13 @@ def build_parser() -> argparse.ArgumentParser:
                      "switchgen evaluate lab 'evaluate.policies=[aligned, switcher]' evaluate.limit=50"])  # fmt: skip
     evaluate.add_argument("--rescore", action="store_true", help="score the saved answers again, without generating")
     _add_workers(evaluate, "evaluate")
+    _add(verbs, "sweep", _sweep, "diversity and quality of methods over γ and temperature: Coverage, Dominance",
+         ["switchgen sweep lab",
+          "switchgen sweep lab sweep.prompts=10 sweep.samples=8 'sweep.splits=[dev]'"])  # fmt: skip
+    calibrate = _add(verbs, "calibrate", _calibrate, "pick router and γ for a wanted quality or diversity",
+                     ["switchgen calibrate lab --quality 0.95", "switchgen calibrate lab --diversity 1.5",
+                      "switchgen calibrate lab --quality 0.95 --diversity-metric vendi_score"])  # fmt: skip
+    _add_calibrate(calibrate)
     _add(verbs, "report", _report, "the page people look at: report/index.html", ["switchgen report lab"])
     _add(verbs, "doctor", _doctor, "machine, versions, recipe check, memory and cost, before anything is spent",
          ["switchgen doctor lab", "switchgen doctor my-ladder.yaml engine.max_rows=128"])  # fmt: skip
@@ -125,6 +132,16 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="instead: does memory grow over many short queries?")
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads (default: 1)")
     parser.add_argument("--device", default="", metavar="D", help="cpu, cuda, cuda:1 (default: cuda for 8b, else cpu)")
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    wish = parser.add_mutually_exclusive_group(required=True)
+    wish.add_argument("--quality", type=float, metavar="Q", help="at least Q times the aligned model's quality")
+    wish.add_argument("--diversity", type=float, metavar="D", help="at least D times the aligned model's diversity")
+    parser.add_argument("--quality-metric", metavar="NAME", help="validity, reward or likelihood (default: the first "
+                        "that is defined)")  # fmt: skip
+    parser.add_argument("--diversity-metric", metavar="NAME", help="a diversity metric of the sweep (default: "
+                        "num_clusters, vendi_score or adjusted_distinct, the first that is defined)")  # fmt: skip
 
 
 def _positive(text: str) -> int:
@@ -243,6 +260,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from infer.report import results_table  # noqa: PLC0415
 
     say(results_table(evaluate(_open(arguments), rescore=arguments.rescore, workers=arguments.workers)))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from infer.report_sweep import sweep_table  # noqa: PLC0415
+    from infer.sweep import main as sweep  # noqa: PLC0415
+
+    say(sweep_table(sweep(_open(arguments))))
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from infer.calibrate import calibration_table  # noqa: PLC0415
+    from infer.calibrate import main as calibrate  # noqa: PLC0415
+
+    document = calibrate(
+        _open(arguments),
+        quality=arguments.quality,
+        diversity=arguments.diversity,
+        quality_metric=arguments.quality_metric,
+        diversity_metric=arguments.diversity_metric,
+    )
+    say(calibration_table(document))
+    _report_summary({key: value for key, value in document.items() if key != "considered"})
 
 
 def _report(arguments: argparse.Namespace) -> None:

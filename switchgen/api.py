@@ -101,11 +101,20 @@ def make_loop(
     """
     if not isinstance(policy, RouterPolicy):
         return Loop(pool, policy, decoding, max_rows=max_rows)
-    for key in ("first", "last", "cue"):
-        if getattr(decoding, key) is not None:
-            raise ConfigError(f"policy {policy.name!r} has no segments: decoding.{key} must be null, got "
-                              f"{getattr(decoding, key)!r}")  # fmt: skip
+    check_decoding(policy.name, decoding)
     return TokenLoop(pool, policy, decoding, max_rows=max_rows)
+
+
+def check_decoding(name: str, decoding: DecodingConfig) -> None:
+    """See that decoding settings mean something under a policy of this name.
+
+    Raises:
+        ConfigError: settings about segments, for a token router.
+    """
+    for key in ("first", "last", "cue") if is_router(name) else ():
+        if getattr(decoding, key) is not None:
+            raise ConfigError(f"policy {name!r} has no segments: decoding.{key} must be null, got "
+                              f"{getattr(decoding, key)!r}")  # fmt: skip
 
 
 def is_share(name: str) -> bool:

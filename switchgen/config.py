@@ -252,6 +252,49 @@ class EvaluateConfig(Section):
         return value
 
 
+class SweepMethod(Section):
+    """One method of a sweep: a policy at several γ, or at several temperatures."""
+
+    policy: str = Field(description="a policy's name without its γ: aligned, nudging, average, baco-p, segment-rand, …")
+    gammas: list[float] = Field([], description="values of γ; a policy without γ has none")
+    temperatures: list[float] = Field([], description="sampling temperatures; default: decoding.temperature")
+    name: str | None = Field(None, description="how results call it; default: the policy")
+
+    @field_validator("gammas", "temperatures")
+    @classmethod
+    def _no_repeats(cls, value: list[float]) -> list[float]:
+        if len(set(value)) < len(value):
+            raise ValueError("a value is listed twice")
+        return value
+
+
+class SweepConfig(Section):
+    """Methods x operating points on diversity x quality planes (BACo's evaluation), for `sweep` and `calibrate`."""
+
+    methods: list[SweepMethod] = Field([], description="default: both models, the baselines and all routers")
+    tasks: list[str] | None = Field(None, description="names of the recipe's tasks to take prompts from; default: all")
+    splits: list[str] = Field(["dev", "test"], min_length=1, description="choices are made on dev, figures are test's")
+    prompts: int = Field(30, ge=2, description="prompts a task and split")
+    samples: int = Field(20, ge=2, description="responses a prompt")
+    seed: int = 0
+    equivalence: str = Field(
+        "auto",
+        description="which responses are one kind: answer (equal answers, tasks with a marker), embedding, or your own "
+        "package.module:function; auto: answer where a task has a marker, else embedding",
+    )
+    embedding_model: str | None = Field(None, description="encoder for semantic metrics: a folder or a hub name")
+    embedding_threshold: float = Field(0.9, description="cosine similarity from which two responses are one kind")
+    reward_model: str | None = Field(None, description="a sequence-classification reward model: folder or hub name")
+    resamples: int = Field(1000, ge=1, description="bootstrap resamples of the prompts")
+
+    @field_validator("equivalence")
+    @classmethod
+    def _known_equivalence(cls, value: str) -> str:
+        if value not in ("auto", "answer", "embedding") and ":" not in value:
+            raise ValueError("allowed: auto, answer, embedding, or package.module:function")
+        return value
+
+
 class DistillConfig(Section):
     """Collaboration back into one model."""
 
@@ -297,6 +340,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    sweep: SweepConfig = SweepConfig()
     distill: DistillConfig = DistillConfig()
     tracking: TrackingConfig = TrackingConfig()
     lab: LabConfig | None = None

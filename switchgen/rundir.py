@@ -286,6 +286,8 @@ def open_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), run_dir: 
         switcher["base"] = place(switcher["base"])
     if data["router"]["judge"] not in (None, *loaded.names):
         data["router"]["judge"] = place(data["router"]["judge"])
+    for key in ("embedding_model", "reward_model"):
+        data["sweep"][key] = place(data["sweep"][key])
     for task in data["tasks"]:
         task["file"] = place(task["file"])
     return Run(name, Recipe.model_validate(data), folder, source)

@@ -1,0 +1,174 @@
+"""`switchgen calibrate`: router and γ for a wanted operating point, from a few prompts of the dev split.
+
+Two wishes are understood, both relative to the aligned model alone, on the same prompts:
+
+    quality Q      the most diverse router whose quality is at least Q times the aligned model's
+    diversity D    the best router whose diversity is at least D times the aligned model's
+
+Quality is the first of validity, reward and likelihood that is there (the likelihood as the geometric mean probability
+of a token, so that a share of it means something); diversity the first of the number of clusters, the Vendi score and
+expectation-adjusted distinct. The sweep's responses are used where they are there; what is missing is written. The
+choice is a policy's name, which every verb takes, and goes with the recipe's temperature.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from infer.frontier import FloatArray, estimate, resample_counts, resampled_means
+from infer.report_text import markdown_table
+from infer.sweep import check_points, measured_points
+from infer.sweep_methods import Point, points_of
+from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, Measures
+from infer.sweep_responses import Writers, load_prompts
+from switchgen.errors import ConfigError
+from switchgen.rundir import Run, lock, write_json
+
+logger = logging.getLogger("switchgen")
+
+JSON = dict[str, Any]
+_QUALITY = ("validity", "reward", "likelihood")
+_DIVERSITY = ("num_clusters", "vendi_score", "adjusted_distinct")
+SPLIT = "dev"
+
+
+def main(
+    run: Run,
+    *,
+    quality: float | None = None,
+    diversity: float | None = None,
+    quality_metric: str | None = None,
+    diversity_metric: str | None = None,
+) -> JSON:
+    """Choose router and γ; the choice is written to RUN/calibration.json and returned.
+
+    Args:
+        quality: floor of the quality, as a share of the aligned model's.
+        diversity: wanted diversity, as a multiple of the aligned model's.
+        quality_metric, diversity_metric: names as in `sweep/results.json`; default: see the module.
+
+    Raises:
+        ConfigError: not exactly one wish, a metric that is not there, or no router that comes up to the wish.
+    """
+    if (quality is None) == (diversity is None):
+        raise ConfigError("calibrate: give either --quality (e.g. 0.95) or --diversity (e.g. 1.2)")
+    points = calibration_points(run)
+    prompts = load_prompts(run, SPLIT)
+    check_points(run, points)
+    with lock(run.dir / "sweep"):
+        writers = Writers(run, points)
+        measures = Measures(run, prompts, writers)
+        records, ids, _ = measured_points(run, SPLIT, points, prompts, writers, measures)
+    y = _metric(records, quality_metric, _QUALITY, "--quality-metric")
+    x = _metric(records, diversity_metric, _DIVERSITY, "--diversity-metric")
+    considered = compare(records, x, y, run.recipe.sweep.resamples)
+    chosen = choose(considered, quality, diversity)
+    document = {
+        "schema": 1,
+        "policy": chosen["policy"],
+        "gamma": chosen["gamma"],
+        "temperature": run.recipe.decoding.temperature,
+        "wanted": {"quality": quality} if quality is not None else {"diversity": diversity},
+        "quality": {"metric": y, **chosen["quality"]},
+        "diversity": {"metric": x, **chosen["diversity"]},
+        "split": SPLIT,
+        "prompts": len(ids),
+        "samples": run.recipe.sweep.samples,
+        "considered": considered,
+    }
+    write_json(run.dir / "calibration.json", document)
+    return document
+
+
+def calibration_points(run: Run) -> list[Point]:
+    """The aligned model alone, then every point of a BACo router in the sweep's methods, at the recipe's temperature.
+
+    Raises:
+        ConfigError: there is no such router.
+    """
+    temperature = run.recipe.decoding.temperature
+    aligned = Point("aligned", run.recipe.names[-1], None, temperature)
+    routers = [p for p in points_of(run) if p.policy.startswith("baco-") and p.temperature == temperature]
+    if not routers:
+        raise ConfigError(f"calibrate: sweep.methods lists no BACo router at decoding.temperature ({temperature:g})")
+    return [aligned, *routers]
+
+
+def _metric(records: Sequence[JSON], given: str | None, order: Sequence[str], option: str) -> str:
+    there = [name for name in order if all(name in record["per_prompt"] for record in records)]
+    if given is None:
+        if not there:
+            raise ConfigError(f"calibrate: none of {', '.join(order)} is defined for these tasks; see sweep.*")
+        return there[0]
+    axis = QUALITY if order is _QUALITY else DIVERSITY
+    allowed = [name for name in axis if all(name in record["per_prompt"] for record in records)]
+    if given not in allowed:
+        raise ConfigError(f"{option}: {given!r} has no figures here; allowed: {', '.join(allowed)}")
+    return given
+
+
+def _values(record: JSON, metric: str) -> FloatArray:
+    """Figures per prompt for which shares have a meaning: positive, more is better."""
+    values_Q = np.array(record["per_prompt"][metric], dtype=np.float64)
+    return np.exp(values_Q) if metric == "likelihood" else values_Q
+
+
+def compare(records: Sequence[JSON], x: str, y: str, resamples: int) -> list[JSON]:
+    """Every point's quality and diversity with their ratios to the first point's, and bootstrap intervals over prompts.
+
+    Raises:
+        ConfigError: the first point's figure is not above 0, so that shares of it mean nothing.
+    """
+    found = [{"policy": record["policy"], "gamma": record["gamma"]} for record in records]
+    for name, metric in (("quality", y), ("diversity", x)):
+        values_PQ = np.stack([_values(record, metric) for record in records])
+        values_PQ = values_PQ[:, np.isfinite(values_PQ).all(axis=0)]
+        means_RP = resampled_means(values_PQ, resample_counts(values_PQ.shape[1], resamples))
+        if (means_RP[:, 0] <= 0).any():
+            raise ConfigError(f"calibrate: the aligned model's {metric} is not above 0, and shares of it mean nothing")
+        # Where less is more diverse the ratio is turned round.
+        less_is_more = METRICS[metric].sign < 0
+        ratios_RP = means_RP[:, :1] / means_RP if less_is_more else means_RP / means_RP[:, :1]
+        for index, entry in enumerate(found):
+            ratio = estimate(ratios_RP[:, index])
+            entry[name] = {
+                "value": float(means_RP[0, index]), "ratio": ratio.value, "low": ratio.low, "high": ratio.high,
+            }  # fmt: skip
+    return found
+
+
+def choose(considered: Sequence[JSON], quality: float | None, diversity: float | None) -> JSON:
+    """The point that meets the floor on one axis and is best on the other; ties go to the better one on the first.
+
+    Raises:
+        ConfigError: none reaches the wanted diversity.
+    """
+    wanted, other = ("quality", "diversity") if quality is not None else ("diversity", "quality")
+    floor = quality if quality is not None else diversity
+    assert floor is not None
+    meeting = [entry for entry in considered if entry[wanted]["ratio"] >= floor]
+    if not meeting:
+        best = max(considered, key=lambda entry: entry[wanted]["ratio"])
+        raise ConfigError(
+            f"calibrate: no router reaches {floor:g} times the aligned model's {wanted}; the highest is "
+            f"{best[wanted]['ratio']:.3f}, {best['policy']}"
+        )
+    return max(meeting, key=lambda entry: (entry[other]["ratio"], entry[wanted]["ratio"]))
+
+
+def calibration_table(document: JSON) -> str:
+    """What was considered, most diverse first, as Markdown that also lines up in a terminal."""
+    lines = []
+    for entry in sorted(document["considered"], key=lambda e: -e["diversity"]["ratio"]):
+        mark = "◀ chosen" if entry["policy"] == document["policy"] else ""
+        lines.append([entry["policy"], *(_ratio(entry[axis]) for axis in ("quality", "diversity")), mark])
+    head = ["policy", f"{document['quality']['metric']} ÷ aligned", f"{document['diversity']['metric']} ÷ aligned", ""]
+    return markdown_table(head, lines)
+
+
+def _ratio(figure: JSON) -> str:
+    return f"{figure['ratio']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
