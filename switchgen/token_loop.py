@@ -91,6 +91,7 @@ class TokenLoop:
 
     def _admit(self, row: Row) -> bool:
         needed = self.decoding.max_new_tokens + MAX_UTF8_EXTRA
+        row.expected = (needed, 1)
         for place, engine in zip(self.places, self.engines, strict=True):
             if len(row.prompt_ids(place)) + needed > engine.max_positions:
                 row.trace.finish = "too_long"

@@ -1,0 +1,127 @@
+"""The lab's figures on BACo, from run folders: Coverage and Dominance, and the calibrated operating point on test.
+
+    switchgen sweep lab; switchgen calibrate lab --quality 0.95
+    python scripts/measure_baco.py runs/lab
+    python scripts/measure_baco.py runs/lab runs/seed-1 runs/seed-2 --evaluate lab
+
+Each folder is one world seed, with a finished `sweep` (dev and test) and `calibrate`. The router is chosen on dev (the
+highest Coverage, mean over the folders), everything else is read on test. Differences are paired by prompt and
+bootstrapped over the prompts of each folder; means over folders weigh each the same. With `--evaluate RECIPE` the exact
+families are answered under `aligned` and under the calibrated policy first (`switchgen evaluate`, into
+RUN/calibrated). One JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from infer.calibrate import compare
+from infer.frontier import FloatArray, estimate
+from infer.sweep_results import planes_of, score_methods
+
+JSON = dict[str, Any]
+RESAMPLES = 2000
+LEXICAL_AND_CLUSTERS = ("distinct_1", "distinct_2", "distinct_3", "adjusted_distinct", "self_bleu", "ngram_overlap",
+                        "compression_ratio", "num_clusters")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--evaluate", metavar="RECIPE", help="evaluate the exact families at the calibrated γ first")
+    parser.add_argument("--limit", type=int, default=120, help="questions a family for --evaluate")
+    arguments = parser.parse_args()
+    sweeps = [json.loads((run / "sweep" / "results.json").read_text()) for run in arguments.runs]
+    dev = mean_scores([sweep["splits"]["dev"] for sweep in sweeps])
+    test = mean_scores([sweep["splits"]["test"] for sweep in sweeps])
+    is_baco = {m["name"]: m["is_baco"] for m in sweeps[0]["splits"]["test"]["methods"]}
+    router = max((name for name in dev if is_baco[name]), key=lambda name: dev[name]["coverage"][0])
+    baselines = [name for name in test if not is_baco[name]]
+    figure: JSON = {"world_seeds": len(sweeps), "router": router}
+    for key in ("coverage", "dominance"):
+        own = test[router][key]
+        print(f"\n{key} of {router} (chosen on dev) on test: {shown(estimate(own))}")
+        figure[key] = rounded(estimate(own))
+        figure[f"{key}_minus"] = {}
+        for name in sorted(baselines, key=lambda name: -test[name][key][0]):
+            difference = estimate(own - test[name][key])
+            figure[f"{key}_minus"][name] = rounded(difference)
+            print(f"  {name:16} {test[name][key][0]:.3f}   difference {shown(difference)}")
+    figure["calibrated"] = [calibrated(run, sweep) for run, sweep in zip(arguments.runs, sweeps, strict=True)]
+    if arguments.evaluate:
+        figure["exact"] = [
+            exact_families(run, entry["policy"], arguments.evaluate, arguments.limit)
+            for run, entry in zip(arguments.runs, figure["calibrated"], strict=True)
+        ]
+    print(json.dumps(figure))
+
+
+def mean_scores(splits: list[JSON]) -> dict[str, dict[str, FloatArray]]:
+    """Coverage and Dominance of each method per resample: means over planes, then over the folders."""
+    found: dict[str, dict[str, list[FloatArray]]] = {}
+    for seed, split in enumerate(splits):
+        points = split["points"]
+        planes = [(x, y) for x, y in planes_of(points) if x in LEXICAL_AND_CLUSTERS and y != "reward"]
+        names, areas, shares = score_methods(points, planes, RESAMPLES, seed)
+        for index, name in enumerate(names):
+            entry = found.setdefault(name, {"coverage": [], "dominance": []})
+            entry["coverage"].append(areas[:, :, index].mean(axis=0))
+            entry["dominance"].append(shares[:, :, index].mean(axis=0))
+    return {name: {key: np.mean(values, axis=0) for key, values in entry.items()} for name, entry in found.items()}
+
+
+def calibrated(run: Path, sweep: JSON) -> JSON:
+    """The point that `calibrate` chose, on test, against the aligned model alone."""
+    chosen = json.loads((run / "calibration.json").read_text())
+    points = [p for p in sweep["splits"]["test"]["points"] if p["temperature"] == chosen["temperature"]]
+    aligned = next(p for p in points if p["policy"] == sweep["candidates"][-1])
+    own = next(p for p in points if p["policy"] == chosen["policy"])
+    entry = compare([aligned, own], chosen["diversity"]["metric"], chosen["quality"]["metric"], RESAMPLES)[1]
+    print(f"\n{run}: calibrated on dev for {chosen['wanted']}: {chosen['policy']}")
+    found: JSON = {"policy": chosen["policy"], "wanted": chosen["wanted"]}
+    for axis in ("quality", "diversity"):
+        ratio = entry[axis]
+        print(
+            f"  test {chosen[axis]['metric']} ÷ aligned: {ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+        )
+        found[axis] = {"metric": chosen[axis]["metric"], **{k: round(ratio[k], 4) for k in ("ratio", "low", "high")}}
+    return found
+
+
+def exact_families(run: Path, policy: str, recipe: str, limit: int) -> JSON:
+    """Accuracy of the calibrated policy minus the aligned model's, by exact family, in points."""
+    from infer.evaluation import main as evaluate
+    from switchgen.rundir import open_run
+
+    folder = run / "calibrated"
+    folder.mkdir(exist_ok=True)
+    if (run / "lab").is_dir() and not (folder / "lab").exists():
+        (folder / "lab").symlink_to((run / "lab").resolve())
+    aligned = open_run(recipe, [], folder).recipe.names[-1]
+    overrides = [f"evaluate.policies=[{aligned}, {policy}]", f"evaluate.limit={limit}"]
+    document = evaluate(open_run(recipe, overrides, folder))
+    value = {(row["policy"], row["task"]): row["value"] for row in document["rows"] if row["seed"] is None}
+    tasks = [task for name, task in value if name == policy and task not in ("mean", "open")]
+    found = {task: round(100 * (value[policy, task] - value[aligned, task]), 1) for task in tasks}
+    print(f"  exact families, {policy} − {aligned}, points: {found}")
+    return found
+
+
+def shown(figure: Any) -> str:
+    return f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
+
+
+def rounded(figure: Any) -> list[float]:
+    return [round(value, 4) for value in (figure.value, figure.low, figure.high)]
+
+
+if __name__ == "__main__":
+    main()
