@@ -135,8 +135,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    wish = parser.add_mutually_exclusive_group(required=True)
-    wish.add_argument("--quality", type=float, metavar="Q", help="at least Q times the aligned model's quality")
+    wish = parser.add_mutually_exclusive_group()
+    wish.add_argument("--quality", type=float, metavar="Q", help="at least Q times the aligned model's quality "
+                      "(default: 0.95)")  # fmt: skip
     wish.add_argument("--diversity", type=float, metavar="D", help="at least D times the aligned model's diversity")
     parser.add_argument("--quality-metric", metavar="NAME", help="validity, reward or likelihood (default: the first "
                         "that is defined)")  # fmt: skip
@@ -275,7 +276,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
     document = calibrate(
         _open(arguments),
-        quality=arguments.quality,
+        quality=0.95 if arguments.quality is None and arguments.diversity is None else arguments.quality,
         diversity=arguments.diversity,
         quality_metric=arguments.quality_metric,
         diversity_metric=arguments.diversity_metric,
