@@ -20,7 +20,7 @@ from rollout.budgets import Budget
 from rollout.loop import BranchingLoop
 from rollout.questions import Question
 from rollout.scoring import Scorer
-from rollout.states import NOT_SCORED, Branch, Prefix, State, draw_border, prefix_of
+from rollout.states import NOT_SCORED, Branch, Prefix, State, draw_border, find_twins, prefix_of
 from switchgen.config import RolloutConfig
 from switchgen.ids import derive_seed
 from switchgen.records import label_record
@@ -171,6 +171,8 @@ class Labelling:
         state.in_flight -= 1
         if state.in_flight:
             return
+        if self._blind and not any(branch.responses for branch in state.branches):
+            find_twins(state.branches)
         if not self._score(state):
             self._leave_out(state.id, state.question, NOT_SCORED)
             self._release(state)
@@ -180,10 +182,17 @@ class Labelling:
             self.emit(self._record(state))
             self._release(state)
 
+    @property
+    def _blind(self) -> bool:
+        """Whether a completion depends on the text before it alone, not on who wrote it."""
+        single = len(self.loop.pool.vocabularies) == 1
+        return self.settings.branch == "shared" and self.loop.policy.engine is None and single
+
     def _spend(self, state: State) -> None:
         """Begin the completions that the budget allows."""
-        going = [branch for branch in state.branches if not branch.ended]
-        for branch, count in zip(going, self.budget.more([branch.scores for branch in going]), strict=True):
+        racing = [branch for branch in state.branches if branch.twin_of is None]
+        counts = self.budget.more([branch.scores for branch in racing], [branch.ended for branch in racing])
+        for branch, count in zip(racing, counts, strict=True):
             for _ in range(count):
                 self._complete(state, branch)
 
@@ -192,7 +201,12 @@ class Labelling:
         for branch in state.branches:
             if branch.row is not None and branch.ended and not branch.responses:
                 branch.responses.append(branch.row.trace.text)
-        new = [(branch, text) for branch in state.branches for text in branch.responses[len(branch.scores) :]]
+        new = [
+            (branch, text)
+            for branch in state.branches
+            if branch.twin_of is None
+            for text in branch.responses[len(branch.scores) :]
+        ]
         values = self.scorer.scores(state.question, [text for _, text in new])
         for (branch, _), value in zip(new, values, strict=True):
             branch.scores.append(value)
@@ -204,14 +218,25 @@ class Labelling:
                 row.release(self.loop.readers)
 
     def _record(self, state: State) -> Record:
+        firsts = [branch.writer if branch.twin_of is None else branch.twin_of for branch in state.branches]
+        racing = [index for index, first in enumerate(firsts) if first == index]
+        verdict = self.budget.verdict(
+            [state.branches[index].scores for index in racing], [state.branches[index].ended for index in racing]
+        )
+        label = racing[verdict.label]
+        shared = firsts.count(label) > 1
         record = label_record(
             state_id=state.id,
             query=state.question.query,
             task=state.question.task,
             prefix=state.prefix.trace.signed(),
             names=self.loop.pool.names,
-            scores=[branch.scores for branch in state.branches],
+            scores=[state.branches[first].scores for first in firsts],
             tokens=state.tokens,
+            label=label,
+            outcome="tie" if shared and verdict.outcome == "winner" else verdict.outcome,
+            confidence=0.0 if shared else verdict.confidence,
         )
         ended = [branch.ended for branch in state.branches]
-        return {**record, "border": state.border, "share": state.share, "finished": ended}
+        twins = [branch.twin_of for branch in state.branches]
+        return {**record, "border": state.border, "share": state.share, "finished": ended, "twin_of": twins}

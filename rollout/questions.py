@@ -12,7 +12,7 @@ from typing import Any
 
 from switchgen.api import POLICIES
 from switchgen.assembly import check_writers, spread, switcher_adapter
-from switchgen.config import nearest
+from switchgen.config import RolloutConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
 from switchgen.rundir import Run
@@ -77,9 +77,23 @@ def load_tasks(run: Run) -> list[Task]:
             f"tasks scored by a reward model: {', '.join(judged)}; rollout.reward_model is not set, allowed: a folder "
             "or a hub name"
         )
+    if judged and settings.budget == "racing":
+        raise ConfigError(
+            f"rollout.budget: racing tests scores between 0 and 1, and a reward model scores {', '.join(judged)}; "
+            "allowed for these tasks: uniform"
+        )
+    _warn_without_effect(settings)
     if settings.reward_model is not None and not judged:
         logger.warning("rollout.reward_model has no effect: no task has the metric reward_model")
     return tasks
+
+
+def _warn_without_effect(settings: RolloutConfig) -> None:
+    fresh = RolloutConfig()
+    if settings.budget == "racing" and settings.completions != fresh.completions:
+        logger.warning("rollout.completions has no effect: rollout.budget is racing (rollout.racing.start, max)")
+    if settings.budget == "uniform" and settings.racing != fresh.racing:
+        logger.warning("rollout.racing has no effect: rollout.budget is uniform")
 
 
 def check(run: Run) -> None:

@@ -88,6 +88,8 @@ class Branch:
     """What a candidate's turn after the prefix leads to."""
 
     writer: int
+    twin_of: int | None = None
+    """An earlier branch with the same segment, where completions do not depend on who wrote it: theirs are the same."""
     row: Row | None = None
     """The prefix and the candidate's segment, where all completions share it (`rollout.branch: shared`)."""
     responses: list[str] = field(default_factory=list)
@@ -98,6 +100,23 @@ class Branch:
     def ended(self) -> bool:
         """Whether the response ended with the shared segment: then it is the only one, and has one score."""
         return self.row is not None and self.row.trace.finish is not None
+
+
+def find_twins(branches: Sequence[Branch]) -> None:
+    """Note which branches repeat an earlier one, token by token in every vocabulary's terms: their text is the same.
+
+    Branches share their random numbers, so close checkpoints often write the very same segment. Their completions share
+    random numbers, too: where the policy does not look at who wrote what, they would be the same, and are written once.
+    """
+    first: dict[tuple[str, str, str | None, tuple[int, ...]], int] = {}
+    for index, branch in enumerate(branches):
+        assert branch.row is not None
+        segment = branch.row.trace.segments[-1]
+        key = (segment.text, segment.finish, branch.row.trace.finish, segment.ids)
+        if key in first:
+            branch.twin_of = first[key]
+        else:
+            first[key] = index
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ Record = Mapping[str, Any]
 def difference_error(record: Record) -> float | None:
     """Standard error of best minus worst mean, given the branches; None where a single completion leaves it unknown.
 
-    Two branches with as many completions are compared pair by pair (the j-th completions share their random numbers). A
+    Two branches are compared pair by pair, as far as both have completions (the j-th share their random numbers). A
     branch that ended its response has one certain score and adds no error.
     """
     means = record["means"]
@@ -22,8 +22,8 @@ def difference_error(record: Record) -> float | None:
     high, low = record["scores"][best], record["scores"][worst]
     if record["finished"][best] and record["finished"][worst]:
         return 0.0
-    if not (record["finished"][best] or record["finished"][worst]) and len(high) == len(low):
-        return _error([a - b for a, b in zip(high, low, strict=True)])
+    if not (record["finished"][best] or record["finished"][worst]):
+        return _error([a - b for a, b in zip(high, low, strict=False)])
     errors = [0.0 if record["finished"][branch] else _error(record["scores"][branch]) for branch in (best, worst)]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) if len(known) == len(errors) else None
@@ -74,10 +74,20 @@ def _part(records: Sequence[Record], left_out: Sequence[Record], names: Sequence
         "mean_scores": {
             name: _mean([record["means"][index] for record in records]) for index, name in enumerate(names)
         },
-        "completions": sum(sum(record["counts"]) for record in records),
+        "outcomes": dict(Counter(record["outcome"] for record in records)),
+        "completions": sum(sum(_written(record)) for record in records),
+        "completions_per_branch": _mean([count for record in records for count in _written(record)]),
+        "twin_branches": sum(len(record["counts"]) - len(_written(record)) for record in records),
         "tokens": sum(record["tokens"] for record in records),
+        "tokens_per_state": _mean([record["tokens"] for record in records]),
         "left_out": dict(Counter(record["reason"] for record in left_out)),
     }
+
+
+def _written(record: Record) -> list[int]:
+    """Completions of each branch that were really written: not those that repeat an earlier branch."""
+    twins = record.get("twin_of") or [None] * len(record["counts"])
+    return [count for count, twin in zip(record["counts"], twins, strict=True) if twin is None]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rollout.budgets import UniformBudget
+from rollout.budgets import budget_of
 from rollout.labelling import Labelling
 from rollout.loop import BranchingLoop
 from rollout.questions import Question
@@ -47,7 +47,7 @@ def label_share(share: Share[LabelWork], report: Report) -> Spent:
 
             return add
 
-        budget = UniformBudget(settings.completions)
+        budget = budget_of(settings)
         Labelling(loop, settings, scorer, budget, done=work.done, emit=into(labels), leave_out=into(left_out)).run(
             work.questions
         )

@@ -152,13 +152,35 @@ class LoraSection(Section):
     target_modules: list[str] | str = Field(["q_proj", "k_proj", "v_proj", "o_proj"])
 
 
+class RacingConfig(Section):
+    """How completions are spent where that can change the label; for scores in [0, 1] (`rollout/racing.py`)."""
+
+    start: int = Field(4, ge=1, description="completions that every branch gets")
+    step: int = Field(2, ge=1, description="completions that are added at a time")
+    max: int = Field(32, ge=1, description="completions that no branch gets more of")
+    margin: float = Field(0.2, gt=0, lt=1, description="smaller differences are not looked for, in units of the score")
+    confidence: float = Field(
+        0.9, gt=0, lt=1, description="1 - the probability that a candidate is missed that is better by `margin`"
+    )
+
+    @model_validator(mode="after")
+    def _start_fits(self) -> RacingConfig:
+        if self.start > self.max:
+            raise ValueError(f"start ({self.start}) is above max ({self.max})")
+        return self
+
+
 class RolloutConfig(Section):
     """States, branches, completions, labels (METHOD: labels from rollouts)."""
 
     split: str = Field("train", description="which split of the tasks the questions come from")
     queries: int = Field(300, ge=1, description="questions, spread evenly over the tasks")
     states: int = Field(2, ge=1, description="states a question")
-    completions: int = Field(8, ge=1, description="completions of each branch (k)")
+    completions: int = Field(8, ge=1, description="completions of each branch (k), with the uniform budget")
+    budget: Literal["uniform", "racing"] = Field(
+        "uniform", description="the same number for every branch (paper), or where it can change the label"
+    )
+    racing: RacingConfig = RacingConfig()
     branch: Literal["shared", "fresh"] = Field(
         "shared", description="each candidate's segment: one for all its completions (paper), or a new one for each"
     )

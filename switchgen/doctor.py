@@ -109,13 +109,23 @@ def _cost(run: Run) -> list[str]:
     recipe = run.recipe
     rollout, decoding, n = recipe.rollout, recipe.decoding, len(recipe.pool)
     states = rollout.queries * rollout.states
-    longest = states * decoding.max_new_tokens * (1 + n * rollout.completions)
     questions = len(recipe.tasks) * (recipe.evaluate.limit or 0)
     responses = questions * len(recipe.evaluate.policies) * len(recipe.evaluate.seeds)
+    most = rollout.racing.max if rollout.budget == "racing" else rollout.completions
+
+    def tokens(completions: int) -> str:
+        return f"{states * decoding.max_new_tokens * (1 + n * completions) / 1e6:.2f} M new tokens"
+
     lines = [
-        f"cost      rollout: {states} states x {n} branches x {rollout.completions} completions, "
-        f"at most {longest / 1e6:.2f} M new tokens (less where responses end early)",
+        f"cost      rollout: {states} states x {n} branches x {most} completions, at most {tokens(most)} (less where "
+        "responses end early)"
     ]
+    if rollout.budget == "racing":
+        start = rollout.racing.start
+        lines.append(
+            f"          racing: {start} completions a branch, more only where they can change the label: at least "
+            f"{tokens(start)}; uniform with {most} spends the most on every branch"
+        )
     if responses:
         lines.append(
             f"          evaluate: {responses} responses, at most "

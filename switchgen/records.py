@@ -72,6 +72,9 @@ def label_record(
     names: Sequence[str],
     scores: Sequence[Sequence[float]],
     tokens: int,
+    label: int | None = None,
+    outcome: str = "budget",
+    confidence: float | None = None,
     round_index: int = 0,
 ) -> dict[str, Any]:
     """One labelled state (METHOD §1, labels from rollouts).
@@ -79,15 +82,21 @@ def label_record(
     Args:
         state_id: unique over the rollout.
         prefix: (writer, text) of the trace that was branched.
-        scores: for each candidate, the scores of its branch's completions (s_i is their mean).
+        scores: for each candidate, the scores of its branch's completions (s_i is their mean); the j-th ones are pairs.
         tokens: new tokens that this state cost.
+        label: the best candidate, where means of different numbers of completions do not say it.
+        outcome: why no more was spent: `budget`, or `winner` or `tie` (rollout.budget: racing).
+        confidence: that the label is better than every other candidate; None where unknown.
 
     Returns:
-        `label` is the lowest index of the best mean; `tie` says that another candidate's mean is exactly as good;
-        `margin` is best minus second best mean; `spread` best minus worst; `std_errors` one per candidate.
+        `label` is the lowest index of the best mean, unless given; `tie` says that another candidate is exactly as
+        good, or that the race ended in a tie; `margin` is what the label is ahead of the next best, by the completions
+        that both have; `spread` best minus worst mean; `std_errors` one per candidate.
     """
     means = [statistics.fmean(values) for values in scores]
     ordered = sorted(means, reverse=True)
+    best = means.index(ordered[0]) if label is None else label
+    margin = min((_ahead(scores[best], other) for index, other in enumerate(scores) if index != best), default=0.0)
     return {
         "schema": SCHEMA,
         "id": state_id,
@@ -100,13 +109,23 @@ def label_record(
         "counts": [len(values) for values in scores],
         "means": means,
         "std_errors": [statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None for values in scores],
-        "label": means.index(ordered[0]),
-        "tie": len(ordered) > 1 and ordered[0] == ordered[1],
-        "margin": ordered[0] - ordered[1] if len(ordered) > 1 else 0.0,
+        "label": best,
+        "tie": len(means) > 1 and (margin <= 0 or outcome == "tie"),
+        "margin": max(0.0, margin),
+        "outcome": outcome,
+        "confidence": confidence,
         "spread": ordered[0] - ordered[-1],
         "round": round_index,
         "tokens": tokens,
     }
+
+
+def _ahead(scores: Sequence[float], others: Sequence[float]) -> float:
+    """Difference of means; over the pairs where one has fewer completions. A single score is a certain one."""
+    if 1 < min(len(scores), len(others)) < max(len(scores), len(others)):
+        count = min(len(scores), len(others))
+        scores, others = scores[:count], others[:count]
+    return statistics.fmean(scores) - statistics.fmean(others)
 
 
 def query_of(record: Mapping[str, Any]) -> Query:

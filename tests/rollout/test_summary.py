@@ -75,6 +75,6 @@ def test_nothing_labelled() -> None:
 
 def test_uniform_budget_asks_for_what_is_missing() -> None:
     budget = UniformBudget(4)
-    assert budget.more([[], []]) == [4, 4]
-    assert budget.more([[1.0] * 4, [0.0] * 4]) == [0, 0]
-    assert budget.more([]) == []
+    assert budget.more([[], []], [False, False]) == [4, 4]
+    assert budget.more([[1.0] * 4, [0.0] * 4], [False, False]) == [0, 0]
+    assert budget.more([[], [1.0]], [False, True]) == [4, 0]
