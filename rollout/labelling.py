@@ -39,6 +39,7 @@ class Labelling:
         done: ids of states that need no work; their question's traces are written again if another state does.
         emit: takes each label record (`records.label_record`, with `border`, `share` and `finished`) when it is done.
         leave_out: takes a record of each state that came to nothing: id, query_id, task, reason.
+        round_index: noted in the records.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Labelling:
         done: Collection[str],
         emit: Callable[[Record], None],
         leave_out: Callable[[Record], None],
+        round_index: int = 0,
     ) -> None:
         self.loop = loop
         self.settings = settings
@@ -59,6 +61,7 @@ class Labelling:
         self.done = done
         self.emit = emit
         self.leave_out = leave_out
+        self.round_index = round_index
         self._ready: deque[Row] = deque()
         self._then: dict[Row, Callable[[Row], None]] = {}
 
@@ -236,6 +239,7 @@ class Labelling:
             label=label,
             outcome="tie" if shared and verdict.outcome == "winner" else verdict.outcome,
             confidence=0.0 if shared else verdict.confidence,
+            round_index=self.round_index,
         )
         ended = [branch.ended for branch in state.branches]
         twins = [branch.twin_of for branch in state.branches]

@@ -144,7 +144,7 @@ def dependencies(run: Run, tasks: Sequence[Task]) -> dict[str, Any]:
     """Everything that the labels depend on. Not the number of workers, rows in flight or the device."""
     recipe = run.recipe
     settings: dict[str, Any] = {
-        "rollout": recipe.rollout.model_dump(mode="json", exclude={"workers"}),
+        "rollout": recipe.rollout.model_dump(mode="json", exclude={"workers", "rounds", "rounds_split"}),
         "decoding": recipe.decoding.model_dump(mode="json"),
         "pool": [candidate.model_dump(mode="json", exclude={"device", "device_map"}) for candidate in recipe.pool],
         "tasks": {task.name: _task_settings(task, spec) for task, spec in zip(tasks, recipe.tasks, strict=True)},

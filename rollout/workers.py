@@ -47,8 +47,9 @@ def label_share(share: Share[LabelWork], report: Report) -> Spent:
 
             return add
 
-        budget = budget_of(settings)
-        Labelling(loop, settings, scorer, budget, done=work.done, emit=into(labels), leave_out=into(left_out)).run(
-            work.questions
-        )
+        labelling = Labelling(
+            loop, settings, scorer, budget_of(settings), done=work.done, emit=into(labels), leave_out=into(left_out),
+            round_index=run.round,
+        )  # fmt: skip
+        labelling.run(work.questions)
     return watch.spent({engine.name: asdict(engine.stats) for _, engine in loop.readers})

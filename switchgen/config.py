@@ -191,6 +191,10 @@ class RolloutConfig(Section):
     seed: int = 0
     reward_model: str | None = Field(None, description="for tasks scored by a reward model: folder or hub name")
     workers: int = Field(1, ge=1, description="processes")
+    rounds: int = Field(
+        1, ge=1, description="`switchgen run`: after the first, prefixes and completions are the latest switcher's"
+    )
+    rounds_split: str = Field("dev", description="split on whose questions the best of several rounds is chosen")
 
     @field_validator("prefix")
     @classmethod
@@ -383,6 +387,11 @@ class Recipe(Section):
                 raise ValueError(f"decoding.{key}: no candidate is called {value!r}; allowed: {', '.join(names)}")
         if self.distill.base is not None and self.distill.base not in names:
             raise ValueError(f"distill.base: no candidate is called {self.distill.base!r}; allowed: {', '.join(names)}")
+        if self.rollout.rounds > 1 and self.rollout.rounds_split == self.evaluate.split:
+            raise ValueError(
+                f"rollout.rounds_split: {self.rollout.rounds_split!r} is also evaluate.split; the best round is chosen on "
+                "other questions than the figures are measured on"
+            )
         if self.decoding.last is not None and self.decoding.max_new_tokens <= self.decoding.segment.tokens:
             raise ValueError(
                 "decoding.last reserves one segment for the last writer: max_new_tokens "

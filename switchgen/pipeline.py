@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from switchgen.errors import ConfigError
-from switchgen.rundir import SHIPPED_LAB, Run, finished_folder, open_run, shipped_lab_fits, write_provenance
+from switchgen.rundir import (
+    SHIPPED_LAB,
+    Run,
+    finished_folder,
+    open_run,
+    shipped_lab_fits,
+    write_json,
+    write_provenance,
+)
 
 logger = logging.getLogger("switchgen")
 
@@ -24,9 +33,7 @@ def run_all(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> str:
     """
     from infer.evaluation import main as evaluate  # noqa: PLC0415
     from infer.report import results_table, write_report  # noqa: PLC0415
-    from rollout.stage import main as rollout  # noqa: PLC0415
     from train.distill import main as distill  # noqa: PLC0415
-    from train.switcher import main as train  # noqa: PLC0415
 
     run = open_run(recipe, list(overrides), run_dir)
     if run.recipe.lab is not None:
@@ -36,12 +43,84 @@ def run_all(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> str:
     if not run.recipe.tasks:
         raise ConfigError(f"{run.source}: `run` needs tasks to learn from and to evaluate on; the recipe lists none")
     write_provenance(run)
-    _stage("rollout", lambda: rollout(run))
-    _stage("train", lambda: train(run))
+    learn_to_switch(run)
     _stage("distill", lambda: distill(run))
     results = _stage("evaluate", lambda: evaluate(run))
     page = _stage("report", lambda: write_report(run.dir))
     return f"{results_table(results)}\n\nreport: {page}"
+
+
+def learn_to_switch(run: Run) -> None:
+    """Labels and a switcher in RUN/rollout and RUN/switcher: one round, or the best of `rollout.rounds`.
+
+        RUN/rounds/<n>/{rollout,switcher,evaluation}/   every round, evaluated on `rollout.rounds_split`
+        RUN/rounds/chosen.json                          which one is the best, and all their scores
+
+    From the second round on, prefixes and completions are written by the switcher of the round before: its states are
+    those that the policy comes to, and its labels say who is best if the policy goes on. Of equally good rounds the
+    earlier one is chosen.
+    """
+    from rollout.stage import main as rollout  # noqa: PLC0415
+    from train.switcher import main as train  # noqa: PLC0415
+
+    rounds = run.recipe.rollout.rounds
+    if rounds == 1:
+        _stage("rollout", lambda: rollout(run))
+        _stage("train", lambda: train(run))
+        return
+    scores = []
+    for number in range(1, rounds + 1):
+        labelled, fitted = round_runs(run, number)
+        _stage(f"round {number}: rollout", lambda run=labelled: rollout(run))
+        _stage(f"round {number}: train", lambda run=fitted: train(run))
+        scores.append(_stage(f"round {number}: evaluate", lambda run=fitted: _round_score(run)))
+    _keep(run, 1 + scores.index(max(scores)), scores)
+
+
+def round_runs(run: Run, number: int) -> tuple[Run, Run]:
+    """A round's run for its labels, and for its fit and evaluation: they differ in whose switcher writes."""
+    recipe = run.recipe
+    folder = run.dir / "rounds" / str(number)
+    rollout, switcher = recipe.rollout, recipe.switcher
+    if number > 1:
+        before = run.dir / "rounds" / str(number - 1) / "switcher"
+        rollout = rollout.model_copy(update={"policy": "switcher"})
+        switcher = switcher.model_copy(update={"adapter": str(before)})
+    evaluate = recipe.evaluate.model_copy(
+        update={"policies": ["switcher"], "split": rollout.rounds_split, "against": None}
+    )
+    labelled = recipe.model_copy(update={"rollout": rollout, "switcher": switcher})
+    own = recipe.switcher.model_copy(update={"adapter": None})
+    fitted = recipe.model_copy(update={"switcher": own, "evaluate": evaluate})
+    return (
+        Run(run.name, labelled, folder, run.source, number),
+        Run(run.name, fitted, folder, run.source, number),
+    )
+
+
+def _round_score(run: Run) -> float:
+    """The mean over exact tasks, over all tasks where none is exact."""
+    from infer.evaluation import main as evaluate  # noqa: PLC0415
+
+    values = {row["task"]: row["value"] for row in evaluate(run)["rows"] if row["seed"] is None}
+    if not values:
+        raise ConfigError(f"{run.source}: rollout.rounds needs a task whose responses are scored, to choose a round by")
+    return float(values.get("mean", sum(values.values()) / len(values)))
+
+
+def _keep(run: Run, chosen: int, scores: Sequence[float]) -> None:
+    """Copy the chosen round's labels and switcher to where the other stages look for them."""
+    import shutil  # noqa: PLC0415
+
+    path = run.dir / "rounds" / "chosen.json"
+    wanted = {"schema": 1, "chosen": chosen, "split": run.recipe.rollout.rounds_split, "scores": list(scores)}
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == wanted:
+        return
+    logger.info("round %d is the best of %s", chosen, ", ".join(f"{score:.3f}" for score in scores))
+    for name in ("rollout", "switcher"):
+        with finished_folder(run.dir / name) as part:
+            shutil.copytree(run.dir / "rounds" / str(chosen) / name, part, dirs_exist_ok=True)
+    write_json(path, wanted)
 
 
 def _stage(name: str, work: Callable[[], T]) -> T:

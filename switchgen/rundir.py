@@ -233,6 +233,8 @@ class Run:
     dir: Path
     source: Path
     """The recipe's file."""
+    round: int = 0
+    """Which round of labels, switcher and evaluation this is (`rollout.rounds`), from 1; 0 where there is but one."""
 
     def task_specs(self, split: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """The recipe's tasks as `switchgen.tasks.load_task` takes them, with another split or limit if given."""
