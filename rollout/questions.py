@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollout.racing import smallest_margin
 from switchgen.api import POLICIES
 from switchgen.assembly import check_writers, spread, switcher_adapter
 from switchgen.config import RolloutConfig, nearest
@@ -94,6 +95,14 @@ def _warn_without_effect(settings: RolloutConfig) -> None:
         logger.warning("rollout.completions has no effect: rollout.budget is racing (rollout.racing.start, max)")
     if settings.budget == "uniform" and settings.racing != fresh.racing:
         logger.warning("rollout.racing has no effect: rollout.budget is uniform")
+    racing = settings.racing
+    needed = smallest_margin(racing.max, racing.confidence)
+    if settings.budget == "racing" and racing.margin < needed:
+        logger.warning(
+            "rollout.racing.margin: %g is less than %d completions can resolve at confidence %g: candidates that score "
+            "alike are raced to the end; allowed for an early end: %.3f or more, or a larger max",
+            racing.margin, racing.max, racing.confidence, needed,
+        )  # fmt: skip
 
 
 def check(run: Run) -> None:

@@ -42,6 +42,15 @@ def wealth(differences: Sequence[float], margin: float = 0.0) -> float:
     )
 
 
+def smallest_margin(completions: int, confidence: float) -> float:
+    """The margin below which so many completions, even if they all score alike, cannot end a race."""
+    low, high = 0.0, 1.0 - 1e-9
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if wealth([0.0] * completions, middle) * (1 - confidence) >= 1 else (middle, high)
+    return high
+
+
 class Race:
     """The candidates of one state.
 

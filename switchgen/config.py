@@ -153,7 +153,12 @@ class LoraSection(Section):
 
 
 class RacingConfig(Section):
-    """How completions are spent where that can change the label; for scores in [0, 1] (`rollout/racing.py`)."""
+    """How completions are spent where that can change the label; for scores in [0, 1].
+
+    The guarantee: a candidate that is better than the label by `margin` or more is missed with probability at most
+    1 - `confidence`, for each pair and however often the scores are looked at; smaller differences are not looked for
+    (tests by betting, Waudby-Smith & Ramdas 2023; `rollout/racing.py`).
+    """
 
     start: int = Field(4, ge=1, description="completions that every branch gets")
     step: int = Field(2, ge=1, description="completions that are added at a time")
@@ -389,8 +394,8 @@ class Recipe(Section):
             raise ValueError(f"distill.base: no candidate is called {self.distill.base!r}; allowed: {', '.join(names)}")
         if self.rollout.rounds > 1 and self.rollout.rounds_split == self.evaluate.split:
             raise ValueError(
-                f"rollout.rounds_split: {self.rollout.rounds_split!r} is also evaluate.split; the best round is chosen on "
-                "other questions than the figures are measured on"
+                f"rollout.rounds_split: {self.rollout.rounds_split!r} is also evaluate.split; the best round is chosen "
+                "on other questions than the figures are measured on"
             )
         if self.decoding.last is not None and self.decoding.max_new_tokens <= self.decoding.segment.tokens:
             raise ValueError(

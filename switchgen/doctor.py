@@ -113,18 +113,18 @@ def _cost(run: Run) -> list[str]:
     responses = questions * len(recipe.evaluate.policies) * len(recipe.evaluate.seeds)
     most = rollout.racing.max if rollout.budget == "racing" else rollout.completions
 
-    def tokens(completions: int) -> str:
+    def written(completions: int) -> str:
         return f"{states * decoding.max_new_tokens * (1 + n * completions) / 1e6:.2f} M new tokens"
 
     lines = [
-        f"cost      rollout: {states} states x {n} branches x {most} completions, at most {tokens(most)} (less where "
+        f"cost      rollout: {states} states x {n} branches x {most} completions, at most {written(most)} (less where "
         "responses end early)"
     ]
     if rollout.budget == "racing":
         start = rollout.racing.start
         lines.append(
-            f"          racing: {start} completions a branch, more only where they can change the label: at least "
-            f"{tokens(start)}; uniform with {most} spends the most on every branch"
+            f"          racing: {start} completions a branch, more only where they can change the label: from "
+            f"{written(start)} on; uniform with {most} spends the most on every branch"
         )
     if responses:
         lines.append(

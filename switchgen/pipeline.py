@@ -59,6 +59,9 @@ def learn_to_switch(run: Run) -> None:
     From the second round on, prefixes and completions are written by the switcher of the round before: its states are
     those that the policy comes to, and its labels say who is best if the policy goes on. Of equally good rounds the
     earlier one is chosen.
+
+    Raises:
+        ConfigError: the folder holds labels of a run of one round.
     """
     from rollout.stage import main as rollout  # noqa: PLC0415
     from train.switcher import main as train  # noqa: PLC0415
@@ -68,13 +71,24 @@ def learn_to_switch(run: Run) -> None:
         _stage("rollout", lambda: rollout(run))
         _stage("train", lambda: train(run))
         return
-    scores = []
-    for number in range(1, rounds + 1):
-        labelled, fitted = round_runs(run, number)
-        _stage(f"round {number}: rollout", lambda run=labelled: rollout(run))
-        _stage(f"round {number}: train", lambda run=fitted: train(run))
-        scores.append(_stage(f"round {number}: evaluate", lambda run=fitted: _round_score(run)))
+    if (run.dir / "rollout").is_dir() and not (run.dir / "rounds").is_dir():
+        raise ConfigError(
+            f"{run.dir / 'rollout'} holds labels of a run of one round; rollout.rounds: {rounds} puts its best round's "
+            "there. Use another --run-dir, or go back to rollout.rounds: 1"
+        )
+    scores = [_round(run, number) for number in range(1, rounds + 1)]
     _keep(run, 1 + scores.index(max(scores)), scores)
+
+
+def _round(run: Run, number: int) -> float:
+    """One round of labels, switcher and evaluation; returns the switcher's score."""
+    from rollout.stage import main as rollout  # noqa: PLC0415
+    from train.switcher import main as train  # noqa: PLC0415
+
+    labelled, fitted = round_runs(run, number)
+    _stage(f"round {number}: rollout", lambda: rollout(labelled))
+    _stage(f"round {number}: train", lambda: train(fitted))
+    return _stage(f"round {number}: evaluate", lambda: _round_score(fitted))
 
 
 def round_runs(run: Run, number: int) -> tuple[Run, Run]:

@@ -44,6 +44,13 @@ def test_a_round_is_not_chosen_on_the_test_questions(tmp_path: Path) -> None:
         make_run(tmp_path, "evaluate.split=dev")
 
 
+def test_labels_of_one_round_are_not_replaced(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.dir / "rollout").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds labels of a run of one round"):
+        learn_to_switch(run)
+
+
 def test_later_rounds_are_written_by_the_switcher_before(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     first, fitted = round_runs(run, 1)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rollout.budgets import Budget, RacingBudget, UniformBudget, Verdict
-from rollout.racing import Race, wealth
+from rollout.racing import Race, smallest_margin, wealth
 from rollout.stage import main
 from switchgen.config import RacingConfig
 from switchgen.errors import ConfigError
@@ -90,6 +90,15 @@ def test_a_branch_that_ended_is_certain() -> None:
 def test_a_single_distinct_candidate_needs_one_completion() -> None:
     verdict, counts = race(RacingBudget(DEFAULT), [[0.5] * 32], [False])
     assert counts == [1] and verdict.label == 0
+
+
+def test_the_smallest_margin_is_where_a_race_of_equals_can_end() -> None:
+    for most in (8, 32, 64):
+        margin = smallest_margin(most, 0.9)
+        for value, outcome in ((margin + 1e-6, "tie"), (margin - 1e-6, "budget")):
+            budget = RacingBudget(RacingConfig(max=most, margin=value))
+            assert race(budget, [[0.0] * most] * 3)[0].outcome == outcome
+    assert smallest_margin(32, 0.9) < DEFAULT.margin
 
 
 def test_unbounded_scores_have_no_confidence() -> None:
@@ -183,6 +192,13 @@ def test_the_stage_races(make_run: Any, home: Any, labels_of: Callable[[Run], di
         assert max(record["counts"]) <= 7
     assert sum(summary["outcomes"].values()) == len(records)
     assert summary["completions_per_branch"] < 7 and summary["tokens_per_state"] > 0
+    # Killed in between: the states that are missing come out as they did.
+    (run.dir / "rollout" / "summary.json").unlink()
+    shard = run.dir / "rollout" / "labels-0.jsonl"
+    lines = shard.read_bytes().splitlines(keepends=True)
+    shard.write_bytes(b"".join(lines[:3]) + lines[3][:40])
+    assert main(run)["command"]["states"] == len(records) - 3
+    assert labels_of(run) == records
     uniform = make_run("uniform", rollout={**RACING, "budget": "uniform", "completions": 7}, **_ages(home))
     main(uniform)
     # The same states, and of the same completions the first ones: common random numbers, whatever the budget.
@@ -204,3 +220,5 @@ def test_a_setting_without_effect_warns(make_run: Any, home: Any, caplog: pytest
     assert "rollout.completions has no effect" in caplog.text
     load_tasks(make_run("run", rollout={"racing": {"start": 2}}, **_ages(home)))
     assert "rollout.racing has no effect" in caplog.text
+    load_tasks(make_run("run", rollout={**RACING, "racing": {"margin": 0.05}}, **_ages(home)))
+    assert "less than 32 completions can resolve" in caplog.text
