@@ -1,11 +1,11 @@
 """Candidates as LoRA adapters over one base: weights in memory, equality with merged weights, and mixed batches.
 
-    python scripts/measure_adapters.py [--size small] [--rows 16 64] [--steps 30]
+    python scripts/measure_adapters.py [--size small] [--rows 16 64] [--repeats 3]
 
 Three candidates and a switcher, r = 16 on the attention's projections, random weights. Prints: bytes of all weights
 that are loaded ÷ bytes of one model; the tokens of a collaboration with adapters and with merged weights (float64,
-tiny shapes: they must be the same); seconds of a decode step of all rows in one forward with an adapter per row
-(peft's `adapter_names`), against one forward per candidate with its adapter switched on. One JSON line last.
+tiny shapes: they must be the same); processor seconds of a collaboration (random choice, LM switcher) whose candidates
+write in one batch ÷ seconds with a batch for each, medians. One JSON line last.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 from infer.bench.ladders import NAMES, SIZES, make_tokenizer  # noqa: E402
 from switchgen.api import generate  # noqa: E402
@@ -96,48 +97,29 @@ def same_tokens(folder: Path) -> tuple[int, int]:
     return sum(a != b for a, b in zip(ours, theirs, strict=True)), len(ours)
 
 
-def step_seconds(model: PeftModel, rows: int, steps: int, names: list[str] | None) -> float:
-    """Processor seconds of a decode step, median; `names` mixes adapters in one forward."""
-    cache = DynamicCache(config=model.config)
-    arguments: dict[str, Any] = {} if names is None else {"adapter_names": names}
-    ids = torch.randint(5, 1000, (rows, 64))
-    seconds = []
-    with torch.inference_mode():
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **arguments)
-        for _ in range(steps):
-            started = time.process_time()
-            model(input_ids=ids[:, :1], past_key_values=cache, **arguments)
-            seconds.append(time.process_time() - started)
-    return statistics.median(seconds)
-
-
-def compare_batches(folder: Path, rows: int, steps: int) -> dict[str, Any]:
-    """One forward of all rows with an adapter each, against one forward per candidate."""
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
-    model = PeftModel.from_pretrained(base, folder / f"adapter-{NAMES[0]}", adapter_name=NAMES[0]).eval()
-    for name in NAMES[1:]:
-        model.load_adapter(folder / f"adapter-{name}", adapter_name=name)
-    model.eval()
-    parts = [rows // 3 + (index < rows % 3) for index in range(3)]
-    names = [name for name, part in zip(NAMES, parts, strict=True) for _ in range(part)]
-    mixed, switched = [], []
-    for _ in range(3):
-        mixed.append(step_seconds(model, rows, steps, names))
-        one_by_one = 0.0
-        for name, part in zip(NAMES, parts, strict=True):
-            model.set_adapter(name)
-            one_by_one += step_seconds(model, part, steps, None)
-        switched.append(one_by_one)
-    return {"rows": rows, "mixed_ms": round(1e3 * statistics.median(mixed), 2),
-            "switched_ms": round(1e3 * statistics.median(switched), 2),
-            "mixed_over_switched": round(statistics.median(mixed) / statistics.median(switched), 3)}  # fmt: skip
+def compare_batches(pool: Pool, switcher: Any, rows: int, repeats: int) -> dict[str, Any]:
+    """A collaboration whose candidates write in one batch, against one batch for each of them; interleaved."""
+    decoding = DecodingConfig.model_validate({"max_new_tokens": 100, "segment": 50})
+    queries = [f"What is {row}? " * 8 for row in range(rows)]
+    family = pool.candidates[0].engine.family  # type: ignore[attr-defined]
+    line: dict[str, Any] = {"rows": rows}
+    for policy in ("random", "switcher"):
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(repeats):
+            for together in (True, False):
+                family.together = together
+                started = time.process_time()
+                generate(pool, queries, policy, switcher=switcher, decoding=decoding)
+                seconds[together].append(time.process_time() - started)
+        line[policy] = round(statistics.median(map(truediv, seconds[True], seconds[False])), 3)
+    return line
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="small", choices=["tiny", "small"])
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -148,15 +130,14 @@ def main() -> int:
         pool, switcher = load(folder, merged=False, dtype="float32")
         one = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
         ratio = weight_bytes(pool, switcher) / one
-        del pool, switcher
-        batches = [compare_batches(folder, rows, arguments.steps) for rows in arguments.rows]
+        batches = [compare_batches(pool, switcher, rows, arguments.repeats) for rows in arguments.rows]
     line = {
         "measure": "adapters",
         "size": arguments.size,
         "weights_over_one_model": round(ratio, 4),
         "segments": segments,
         "segments_differing_from_merged": differing,
-        "decode_steps": batches,
+        "seconds_together_over_alone": batches,
         "passed": ratio <= 1.2 and differing == 0,
     }
     print(json.dumps(line))

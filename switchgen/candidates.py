@@ -223,10 +223,11 @@ class ModelStore:
             "activate": lambda: shared.activate(adapter),
         }
         # Which kind of engine a model needs is its architecture's affair: found once, and warned of once.
-        if shared.engine_kind is not None:
-            return shared.engine_kind(name or config.name, model, vocabulary, **arguments)
-        engine = build_engine(name or config.name, model, vocabulary, **arguments)
+        build = build_engine if shared.engine_kind is None else shared.engine_kind
+        engine = build(name or config.name, model, vocabulary, **arguments)
         shared.engine_kind = type(engine)
+        if isinstance(engine, SlotEngine):
+            engine.family, engine.adapter = shared, adapter
         return engine
 
     def _vocabulary(self, config: CandidateConfig) -> Vocabulary:
@@ -249,6 +250,7 @@ class _SharedModel:
         self.model = model
         self.adapters: dict[str, str] = {}
         self.engine_kind: type[SlotEngine] | type[SnapshotEngine] | None = None
+        self.together = True
         self._active: str | None = None
         self._peft: Any = None
 
@@ -261,8 +263,10 @@ class _SharedModel:
         check_adapter(path)
         name = f"adapter{len(self.adapters)}"
         try:
-            if PeftConfig.from_pretrained(path).is_prompt_learning:
+            config = PeftConfig.from_pretrained(path)
+            if config.is_prompt_learning:
                 raise ModelError(f"adapter {path!r} learns prompts; allowed: adapters over weights, such as LoRA")
+            self.together &= _mixes(config)
             if self._peft is None:
                 self._peft = PeftModel.from_pretrained(self.model, path, adapter_name=name, use_safetensors=True)
             else:
@@ -295,6 +299,14 @@ class _SharedModel:
         if self._peft is not None and self._active != adapter:
             self._switch(adapter)
 
+    def forward_each(self, adapters: Sequence[str | None], **kwargs: Any) -> Any:
+        """The model's forward with an adapter (None: the bare weights) for each row of the batch."""
+        if self._peft is None:
+            return self.model(**kwargs)
+        if self._active is None:
+            self._switch(next(iter(self.adapters.values())))
+        return self._peft(adapter_names=["__base__" if name is None else name for name in adapters], **kwargs)
+
     def _switch(self, adapter: str | None) -> None:
         tuner = self._peft.base_model
         if adapter is None:
@@ -304,6 +316,20 @@ class _SharedModel:
             tuner.set_adapter(adapter)
         self.model.requires_grad_(False)
         self._active = adapter
+
+
+# What makes an adapter more than low-rank products beside the base's own layers.
+_BEYOND_LORA = (
+    "use_dora", "alora_invocation_tokens", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "layer_replication", "arrow_config", "kasa_config", "monteclora_config", "velora_config", "use_bdlora",
+    "use_qalora",
+)  # fmt: skip
+
+
+def _mixes(config: Any) -> bool:
+    """Whether PEFT can compute rows with this adapter and rows with others in one forward."""
+    plain = config.peft_type == "LORA" and config.bias == "none"
+    return plain and not any(getattr(config, name, None) for name in _BEYOND_LORA)
 
 
 def build_engine(

@@ -1,18 +1,20 @@
 """The one loop: decide, group by writer, write, append, retire.
 
-Rows move on their own. Each waits for a decision or for a candidate; the candidate with the fullest queue writes next;
-a finished row makes room for a new one at once.
+Rows move on their own. Each waits for a decision or for a candidate; the candidate with the fullest queue writes next
+(candidates that are adapters over one base write together); a finished row makes room for a new one at once.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Engine, WriteItem, Written
+from switchgen.engines.joint import can_write_together, families, write_together
+from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.base import Policy
 from switchgen.policies.switcher import SwitcherPolicy
 from switchgen.rows import Reader, Row
@@ -52,6 +54,7 @@ class Loop:
         # The last writer is not cut at a sentence: nobody comes after it.
         self._closing_rule = SegmentRule("length", whole_words)
         self._stop = [string.encode() for string in decoding.stop]
+        self._families = families([candidate.engine for candidate in pool])
         self._first = None if decoding.first is None else pool.index(decoding.first)
         self._last = None if decoding.last is None else pool.index(decoding.last)
 
@@ -94,14 +97,16 @@ class Loop:
                 else:
                     queues[decision.writer].append((row, decision))
             undecided = []
-            writer = max(queues, key=lambda index: len(queues[index]))
-            batch, queues[writer] = queues[writer], []
+            # Candidates that share their weights write in one batch.
+            writers = max(self._families, key=lambda group: sum(len(queues[index]) for index in group))
+            batch = {index: queues[index] for index in writers if queues[index]}
+            queues.update({index: [] for index in writers})
             if not batch:
                 if exhausted:
                     return
                 continue
-            self._write(writer, batch)
-            for row, _ in batch:
+            self._write(batch)
+            for row in [row for part in batch.values() for row, _ in part]:
                 if row.trace.finish is not None or self._paused(row):
                     in_flight -= 1
                     yield self._retire(row, release)
@@ -189,23 +194,37 @@ class Loop:
 
     # -- write ----------------------------------------------------------------------------------------------------
 
-    def _write(self, writer: int, batch: Sequence[tuple[Row, Decision]]) -> None:
-        engine = self.pool.candidates[writer].engine
-        longest = max((len(string) for string in self._stop), default=1) - 1
+    def _write(self, batch: Mapping[int, Sequence[tuple[Row, Decision]]]) -> None:
+        """One segment for each row, by writer."""
         for closes in (False, True):
-            part = [(row, decision) for row, decision in batch if decision.closes == closes]
+            part = {
+                writer: [(row, decision) for row, decision in rows if decision.closes == closes]
+                for writer, rows in batch.items()
+            }
+            part = {writer: rows for writer, rows in part.items() if rows}
             if not part:
                 continue
-            items = [
-                WriteItem(
-                    row.context(writer), decision.max_tokens, row.trace.seed, row.trace.num_tokens, row.tail(longest)
-                )
-                for row, decision in part
-            ]
-            rule = self._closing_rule if closes else self._rule
-            results = engine.write(items, self.params, rule, self._stop)
-            for (row, decision), written in zip(part, results, strict=True):
-                self._append(row, decision, written)
+            written = self._segments({writer: [*map(self._item, rows)] for writer, rows in part.items()}, closes)
+            for writer, rows in part.items():
+                for (row, decision), result in zip(rows, written[writer], strict=True):
+                    self._append(row, decision, result)
+
+    def _item(self, turn: tuple[Row, Decision]) -> WriteItem:
+        row, decision = turn
+        longest = max((len(string) for string in self._stop), default=1) - 1
+        context, trace = row.context(decision.writer), row.trace
+        return WriteItem(context, decision.max_tokens, trace.seed, trace.num_tokens, row.tail(longest))
+
+    def _segments(self, items: Mapping[int, Sequence[WriteItem]], closes: bool) -> dict[int, list[Written]]:
+        """Each writer's segments, of all writers in one batch where they can."""
+        rule = self._closing_rule if closes else self._rule
+        engines = {writer: self.pool.candidates[writer].engine for writer in items}
+        joint = [(engine, items[writer]) for writer, engine in engines.items() if isinstance(engine, SlotEngine)]
+        if len(joint) == len(items) and can_write_together(joint):
+            return dict(zip(items, write_together(joint, self.params, rule, self._stop), strict=True))
+        return {
+            writer: engine.write(items[writer], self.params, rule, self._stop) for writer, engine in engines.items()
+        }
 
     def _append(self, row: Row, decision: Decision, written: Written) -> None:
         """Sign the segment and see whether the response has ended."""

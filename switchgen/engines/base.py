@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -105,6 +105,16 @@ class Session(Protocol):
 
     def keep(self, rows: list[int]) -> list[int]:
         """Go on with these rows only; returns them in their new order."""
+
+
+class Family(Protocol):
+    """Weights that several engines share, each with an adapter of its own (or none)."""
+
+    together: bool
+    """Whether their rows may be stepped in one forward."""
+
+    def forward_each(self, adapters: Sequence[str | None], **kwargs: Any) -> Any:
+        """The model's forward with an adapter (None: the bare weights) for each row of the batch."""
 
 
 class Engine(Protocol):

@@ -48,6 +48,8 @@ class Plan:
     """Longest row after this forward."""
     masks: dict[tuple[int | None, int], list[torch.Tensor]] = field(default_factory=dict)
     """Float masks by sliding window and query heads per KV head, built by the first layer that needs them."""
+    parts: list[Part] = field(default_factory=list)
+    """Rows of several caches in one decode step; each has a plan of its own."""
 
     def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
         """Additive masks: one [n_i, 1, 1, K_i] per group of a decode step, one [1, 1, G * t_i, K_i] per chunk read.
@@ -73,6 +75,18 @@ class Plan:
         return self.masks[key]
 
 
+@dataclass(slots=True)
+class Part:
+    """Rows `first` … `last` - 1 of a batch, which live in a cache of their own."""
+
+    cache: SlotCache
+    plan: Plan
+    first: int
+    last: int
+    pools: tuple[torch.Tensor, torch.Tensor] = field(default=None)  # type: ignore[assignment]
+    """Keys and values of the layer that is being computed."""
+
+
 def length_groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Cut rows into runs of about equal length: attention over a run reads as far as its longest row.
 
@@ -82,7 +96,7 @@ def length_groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
         (first row, row after the last) of each run.
     """
     groups: list[tuple[int, int]] = []
-    open_runs = [(0, len(lengths))]
+    open_runs = [(0, len(lengths))] if lengths else []
     while open_runs:
         first, last = open_runs.pop()
         run = lengths[first:last]
@@ -258,6 +272,15 @@ def slot_attention(
             sliding_window=sliding_window, softcap=softcap, **kwargs,
         )  # fmt: skip
         return result
+    if slot_plan.parts:
+        outs = [
+            slot_attention(
+                module, query[part.first : part.last], *part.pools, None, scaling=scaling, slot_plan=part.plan,
+                sliding_window=sliding_window, softcap=softcap,
+            )[0]
+            for part in slot_plan.parts
+        ]  # fmt: skip
+        return torch.cat(outs), None
     masks = slot_plan.mask(sliding_window, query.shape[1] // key.shape[1], query.dtype)
     parts = []
     if slot_plan.groups:

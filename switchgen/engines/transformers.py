@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from switchgen.engines.base import Context, EngineStats, WriteItem, Written
+from switchgen.engines.base import Context, EngineStats, Family, WriteItem, Written
 from switchgen.engines.fitting import in_batches
 from switchgen.engines.slots import ATTENTION, Plan, SlotCache, length_groups, register
 from switchgen.engines.writing import write_segments
@@ -64,6 +64,8 @@ class SlotEngine:
         self.max_positions = max_positions
         self.max_slots = max_slots
         self.halved = False
+        self.family: Family | None = None
+        self.adapter: str | None = None
         self.stats = EngineStats()
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self.device = model.get_input_embeddings().weight.device
@@ -341,7 +343,19 @@ class SlotSession:
         device, lengths = self.engine.device, [context.cached for context in contexts]
         self._runs = length_groups(lengths)
         self._slots_N = torch.arange(len(contexts), device=device)
-        self._positions_N = torch.tensor(lengths, device=device)
+        self.positions_N = torch.tensor(lengths, dtype=torch.long, device=device)
+
+    def plan(self) -> Plan:
+        """What the next step feeds."""
+        lengths = [context.cached + 1 for context in self.contexts]
+        groups = [(first, last, max(lengths[first:last])) for first, last in self._runs]
+        return Plan(self._slots_N, self.positions_N, [], groups, max(lengths))
+
+    def advance(self) -> None:
+        """Every row has been fed one token."""
+        for context in self.contexts:
+            context.cached += 1
+        self.positions_N = self.positions_N + 1
 
     def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
         """Feed every row's last token; logits of the next one, shape [rows, vocabulary].
@@ -353,15 +367,10 @@ class SlotSession:
         engine = self.engine
         if ids_N is None:
             ids_N = torch.tensor([context.ids[-1] for context in self.contexts], device=engine.device)
-        lengths = [context.cached + 1 for context in self.contexts]
-        groups = [(first, last, max(lengths[first:last])) for first, last in self._runs]
-        plan = Plan(self._slots_N, self._positions_N, [], groups, max(lengths))
         logits_NV: torch.Tensor = engine._forward(
-            engine.model, plan, ids_N[:, None], self._positions_N[:, None], logits_to_keep=1
+            engine.model, self.plan(), ids_N[:, None], self.positions_N[:, None], logits_to_keep=1
         ).logits[:, -1]
-        for context in self.contexts:
-            context.cached += 1
-        self._positions_N = self._positions_N + 1
+        self.advance()
         engine.stats.decode_seconds += time.perf_counter() - started
         return logits_NV
 
