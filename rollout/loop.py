@@ -24,7 +24,7 @@ class BranchingLoop(Loop):
         if writer is None:
             return super()._forced_decision(row)
         tokens = min(self.decoding.segment.tokens, self._open_budget(row))
-        return Decision(writer, tokens, ends_trace=self._ends(writer))
+        return Decision(writer, tokens, ends_trace=self._ends(row, writer))
 
     def _paused(self, row: Row) -> bool:
         return row in self.pausing

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
@@ -17,7 +18,7 @@ from switchgen.engines.joint import can_write_together, families, write_together
 from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.base import Policy
 from switchgen.policies.switcher import SwitcherPolicy
-from switchgen.rows import Reader, Row
+from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
 from switchgen.trace import CUE, Decision, Segment
@@ -25,11 +26,16 @@ from switchgen.trace import CUE, Decision, Segment
 # A writer that ends its text at once, again and again, would never move the row on (eos: segment).
 _MAX_EMPTY_SEGMENTS = 3
 
+Turn = tuple[Row, Decision]
+Manner = tuple[SegmentRule, SamplingParams, tuple[bytes, ...]]
+"""How segments are written; those of one manner are written in one batch."""
+
 
 class Loop:
     """Writes rows with a pool under a policy.
 
     Args:
+        policy, decoding: for rows that bring no terms of their own.
         max_rows: rows in flight.
         max_segments: rows stop (unfinished) after this many segments; None writes whole responses.
     """
@@ -48,24 +54,30 @@ class Loop:
         self.decoding = decoding
         self.max_rows = max_rows
         self.max_segments = max_segments
-        self.params = SamplingParams(decoding.temperature, decoding.top_p)
-        whole_words = len(pool.vocabularies) > 1
-        self._rule = SegmentRule(decoding.segment.end, whole_words)
-        # The last writer is not cut at a sentence: nobody comes after it.
-        self._closing_rule = SegmentRule("length", whole_words)
-        self._stop = [string.encode() for string in decoding.stop]
         self._families = families([candidate.engine for candidate in pool])
-        self._first = None if decoding.first is None else pool.index(decoding.first)
-        self._last = None if decoding.last is None else pool.index(decoding.last)
+        self._terms = Terms(policy, decoding)
+        self._check_names(decoding)
+
+    def _check_names(self, decoding: DecodingConfig) -> None:
+        for name in (decoding.first, decoding.last):
+            if name is not None:
+                self.pool.index(name)
+
+    def terms(self, row: Row) -> Terms:
+        """Who chooses the row's writers, and how they write."""
+        return row.terms or self._terms
 
     @property
     def readers(self) -> list[tuple[Reader, Engine]]:
-        """Every engine that may hold caches of a row."""
+        """Every engine that may hold caches of a row without terms of its own."""
+        return self._readers(self.policy)
+
+    def _readers(self, policy: Policy) -> list[tuple[Reader, Engine]]:
         readers: list[tuple[Reader, Engine]] = [
             (index, candidate.engine) for index, candidate in enumerate(self.pool.candidates)
         ]
-        if self.policy.engine is not None:
-            readers.append(("switcher", self.policy.engine))
+        if policy.engine is not None:
+            readers.append(("switcher", policy.engine))
         return readers
 
     def run(self, rows: Iterable[Row], *, release: bool = True) -> Iterator[Row]:
@@ -75,25 +87,39 @@ class Loop:
             rows: taken as room becomes free.
             release: whether the engines forget a row when it is done (not if it will be forked).
         """
+        for done in self.rounds(rows, release=release):
+            yield from done
+
+    def rounds(self, rows: Iterable[Row | None], *, release: bool = True) -> Iterator[list[Row]]:
+        """The same, round by round: admit, decide, let one queue be written; yields the rows that finished.
+
+        Args:
+            rows: None stands for "nobody waits at the moment": the round goes on with the rows in flight.
+        """
         source = iter(rows)
         undecided: list[Row] = []
-        queues: dict[int, list[tuple[Row, Decision]]] = {index: [] for index in range(len(self.pool))}
+        queues: dict[int, list[Turn]] = {index: [] for index in range(len(self.pool))}
         in_flight = 0
         exhausted = False
-        while True:
+        while in_flight or not exhausted:
+            done: list[Row] = []
             while not exhausted and in_flight < self.max_rows:
-                row = next(source, None)
-                if row is None:
+                try:
+                    row = next(source)
+                except StopIteration:
                     exhausted = True
-                elif self._admit(row):
+                    break
+                if row is None:
+                    break
+                if self._admit(row):
                     undecided.append(row)
                     in_flight += 1
                 else:
-                    yield row
+                    done.append(row)
             for row, decision in self._decide(undecided):
                 if decision is None:
+                    done.append(self._retire(row, release))
                     in_flight -= 1
-                    yield self._retire(row, release)
                 else:
                     queues[decision.writer].append((row, decision))
             undecided = []
@@ -101,21 +127,18 @@ class Loop:
             writers = max(self._families, key=lambda group: sum(len(queues[index]) for index in group))
             batch = {index: queues[index] for index in writers if queues[index]}
             queues.update({index: [] for index in writers})
-            if not batch:
-                if exhausted:
-                    return
-                continue
             self._write(batch)
-            for row in [row for part in batch.values() for row, _ in part]:
+            for row, _ in chain.from_iterable(batch.values()):
                 if row.trace.finish is not None or self._paused(row):
+                    done.append(self._retire(row, release))
                     in_flight -= 1
-                    yield self._retire(row, release)
                 else:
                     undecided.append(row)
+            yield done
 
     def _retire(self, row: Row, release: bool) -> Row:
         if release:
-            row.release(self.readers)
+            row.release(self._readers(self.terms(row).policy))
         return row
 
     def _paused(self, row: Row) -> bool:
@@ -123,58 +146,65 @@ class Loop:
 
     def _admit(self, row: Row) -> bool:
         """Whether the prompt leaves room for a segment in every context that may read the row."""
-        row.expected = (self.decoding.max_new_tokens, -(-self.decoding.max_new_tokens // self.decoding.segment.tokens))
-        needed = min(self.decoding.segment.tokens, self.decoding.max_new_tokens) + self._rule.max_extra
-        for index in {*self.policy.writers(len(self.pool)), *self._forced()}:
+        policy, decoding = self.terms(row).policy, self.terms(row).decoding
+        row.expected = (decoding.max_new_tokens, -(-decoding.max_new_tokens // decoding.segment.tokens))
+        needed = min(decoding.segment.tokens, decoding.max_new_tokens) + self._rule(row, closes=False).max_extra
+        forced = {self.pool.index(name) for name in (decoding.first, decoding.last) if name is not None}
+        for index in {*policy.writers(len(self.pool)), *forced}:
             if len(row.prompt_ids(index)) + needed > self.pool.candidates[index].engine.max_positions:
                 row.trace.finish = "too_long"
-        if row.trace.finish is None and isinstance(self.policy, SwitcherPolicy) and not self.policy.fits(row):
+        if row.trace.finish is None and isinstance(policy, SwitcherPolicy) and not policy.fits(row):
             row.trace.finish = "too_long"
         return row.trace.finish is None
-
-    def _forced(self) -> list[int]:
-        return [writer for writer in (self._first, self._last) if writer is not None]
 
     # -- decide ---------------------------------------------------------------------------------------------------
 
     def _decide(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Decision | None]]:
         """A decision per row; None where the row's context is full (its finish says so)."""
-        asked: list[Row] = []
+        asked: dict[Policy, list[Row]] = {}
         for row in rows:
+            policy = self.terms(row).policy
+            if row.cancelled:
+                row.trace.finish = "cancelled"
+                yield row, None
+                continue
             forced = self._forced_decision(row)
             if forced is not None:
                 yield row, self._fit(row, forced)
-            elif isinstance(self.policy, SwitcherPolicy) and not self.policy.fits(row):
+            elif isinstance(policy, SwitcherPolicy) and not policy.fits(row):
                 row.trace.finish = "context"
                 yield row, None
             else:
-                asked.append(row)
-        if not asked:
-            return
-        choice = self.policy.choose(asked)
-        for index, (row, writer) in enumerate(zip(asked, choice.writers, strict=True)):
-            scores = None if choice.scores_NC is None else tuple(choice.scores_NC[index].tolist())
-            room = self._open_budget(row)
-            decision = Decision(writer, min(self.decoding.segment.tokens, room), scores, ends_trace=self._ends(writer))
-            yield row, self._fit(row, decision)
+                asked.setdefault(policy, []).append(row)
+        for policy, own in asked.items():
+            choice = policy.choose(own)
+            for index, (row, writer) in enumerate(zip(own, choice.writers, strict=True)):
+                scores = None if choice.scores_NC is None else tuple(choice.scores_NC[index].tolist())
+                tokens = min(self.terms(row).decoding.segment.tokens, self._open_budget(row))
+                decision = Decision(writer, tokens, scores, ends_trace=self._ends(row, writer))
+                yield row, self._fit(row, decision)
 
     def _open_budget(self, row: Row) -> int:
         """Tokens left before the last writer's reserve."""
-        reserve = self.decoding.segment.tokens if self._last is not None else 0
-        return self.decoding.max_new_tokens - reserve - row.num_written
+        decoding = self.terms(row).decoding
+        reserve = decoding.segment.tokens if decoding.last is not None else 0
+        return decoding.max_new_tokens - reserve - row.num_written
 
-    def _ends(self, writer: int) -> bool:
-        if self._last is not None:
-            return writer == self._last and self.decoding.cue is None
-        return self.decoding.eos == "response"
+    def _ends(self, row: Row, writer: int) -> bool:
+        decoding = self.terms(row).decoding
+        if decoding.last is not None:
+            return writer == self.pool.index(decoding.last) and decoding.cue is None
+        return decoding.eos == "response"
 
     def _forced_decision(self, row: Row) -> Decision | None:
         """The first and the last writer's turns."""
-        if self._last is not None and (row.closing or self._open_budget(row) <= 0):
-            return Decision(self._last, self.decoding.segment.tokens, cue=self.decoding.cue, closes=True)
-        if self._first is not None and not row.trace.segments:
-            tokens = min(self.decoding.segment.tokens, self._open_budget(row))
-            return Decision(self._first, tokens, ends_trace=self._ends(self._first))
+        decoding = self.terms(row).decoding
+        if decoding.last is not None and (row.closing or self._open_budget(row) <= 0):
+            return Decision(self.pool.index(decoding.last), decoding.segment.tokens, cue=decoding.cue, closes=True)
+        if decoding.first is not None and not row.trace.segments:
+            first = self.pool.index(decoding.first)
+            tokens = min(decoding.segment.tokens, self._open_budget(row))
+            return Decision(first, tokens, ends_trace=self._ends(row, first))
         return None
 
     def _fit(self, row: Row, decision: Decision) -> Decision | None:
@@ -186,7 +216,7 @@ class Loop:
             vocabulary = self.pool.candidates[decision.writer].vocabulary
             row.append(Segment(CUE, decision.cue, tuple(vocabulary.encode_text(decision.cue)), "cue"))
         room = self.pool.candidates[decision.writer].engine.max_positions - len(row.context(decision.writer).ids)
-        room -= self._rule.max_extra
+        room -= self._rule(row, closes=decision.closes).max_extra
         if room <= 0:
             row.trace.finish = "context"
             return None
@@ -194,40 +224,46 @@ class Loop:
 
     # -- write ----------------------------------------------------------------------------------------------------
 
-    def _write(self, batch: Mapping[int, Sequence[tuple[Row, Decision]]]) -> None:
+    def _rule(self, row: Row, *, closes: bool) -> SegmentRule:
+        """Where the row's next segment ends."""
+        # The last writer is not cut at a sentence: nobody comes after it.
+        end = "length" if closes else self.terms(row).decoding.segment.end
+        return SegmentRule(end, whole_words=len(self.pool.vocabularies) > 1)
+
+    def _write(self, batch: Mapping[int, Sequence[Turn]]) -> None:
         """One segment for each row, by writer."""
-        for closes in (False, True):
-            part = {
-                writer: [(row, decision) for row, decision in rows if decision.closes == closes]
-                for writer, rows in batch.items()
-            }
-            part = {writer: rows for writer, rows in part.items() if rows}
-            if not part:
-                continue
-            written = self._segments({writer: [*map(self._item, rows)] for writer, rows in part.items()}, closes)
-            for writer, rows in part.items():
-                for (row, decision), result in zip(rows, written[writer], strict=True):
+        parts: dict[Manner, dict[int, list[Turn]]] = {}
+        for writer, turns in batch.items():
+            for row, decision in turns:
+                terms = self.terms(row)
+                manner = (self._rule(row, closes=decision.closes), terms.params, terms.stop)
+                parts.setdefault(manner, {}).setdefault(writer, []).append((row, decision))
+        for manner, part in parts.items():
+            written = self._segments({writer: [*map(self._item, turns)] for writer, turns in part.items()}, manner)
+            for writer, turns in part.items():
+                for (row, decision), result in zip(turns, written[writer], strict=True):
                     self._append(row, decision, result)
 
-    def _item(self, turn: tuple[Row, Decision]) -> WriteItem:
+    def _item(self, turn: Turn) -> WriteItem:
         row, decision = turn
-        longest = max((len(string) for string in self._stop), default=1) - 1
+        longest = max(map(len, self.terms(row).stop), default=1) - 1
         context, trace = row.context(decision.writer), row.trace
-        return WriteItem(context, decision.max_tokens, trace.seed, trace.num_tokens, row.tail(longest))
+        return WriteItem(
+            context, decision.max_tokens, trace.seed, trace.num_tokens, row.tail(longest), listener=row.listener
+        )
 
-    def _segments(self, items: Mapping[int, Sequence[WriteItem]], closes: bool) -> dict[int, list[Written]]:
+    def _segments(self, items: Mapping[int, Sequence[WriteItem]], manner: Manner) -> dict[int, list[Written]]:
         """Each writer's segments, of all writers in one batch where they can."""
-        rule = self._closing_rule if closes else self._rule
+        rule, params, stop = manner
         engines = {writer: self.pool.candidates[writer].engine for writer in items}
         joint = [(engine, items[writer]) for writer, engine in engines.items() if isinstance(engine, SlotEngine)]
         if len(joint) == len(items) and can_write_together(joint):
-            return dict(zip(items, write_together(joint, self.params, rule, self._stop), strict=True))
-        return {
-            writer: engine.write(items[writer], self.params, rule, self._stop) for writer, engine in engines.items()
-        }
+            return dict(zip(items, write_together(joint, params, rule, stop), strict=True))
+        return {writer: engine.write(items[writer], params, rule, stop) for writer, engine in engines.items()}
 
     def _append(self, row: Row, decision: Decision, written: Written) -> None:
         """Sign the segment and see whether the response has ended."""
+        decoding = self.terms(row).decoding
         vocabulary = self.pool.candidates[decision.writer].vocabulary
         text = vocabulary.decode(written.ids)
         row.append(Segment(decision.writer, text, tuple(written.ids), written.finish, decision.scores))
@@ -237,13 +273,13 @@ class Loop:
         elif written.finish == "eos":
             if decision.closes or decision.ends_trace:
                 row.trace.finish = "eos"
-            elif self._last is not None:
+            elif decoding.last is not None:
                 row.closing = True
             elif _empty_at_end(row) >= _MAX_EMPTY_SEGMENTS:
                 row.trace.finish = "eos"
         elif decision.closes:
             row.trace.finish = "length"
-        if row.trace.finish is None and self._last is None and row.num_written >= self.decoding.max_new_tokens:
+        if row.trace.finish is None and decoding.last is None and row.num_written >= decoding.max_new_tokens:
             row.trace.finish = "length"
 
 

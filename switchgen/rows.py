@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from switchgen.candidates import Pool
-from switchgen.engines.base import Context, Engine
+from switchgen.config import DecodingConfig
+from switchgen.engines.base import Context, Engine, Listener
+from switchgen.sampling import SamplingParams
 from switchgen.trace import CUE, Query, Segment, Trace
 
+if TYPE_CHECKING:
+    from switchgen.policies.base import Policy
+
 Reader = int | Literal["switcher"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Who chooses a row's writers, and how they write."""
+
+    policy: Policy
+    decoding: DecodingConfig
+
+    @cached_property
+    def params(self) -> SamplingParams:
+        """How tokens are drawn."""
+        return SamplingParams(self.decoding.temperature, self.decoding.top_p)
+
+    @cached_property
+    def stop(self) -> tuple[bytes, ...]:
+        """Strings that end the response."""
+        return tuple(string.encode() for string in self.decoding.stop)
 
 
 class Row:
@@ -19,12 +44,30 @@ class Row:
     trace in its own tokens), brought up to date when it is needed. A fork shares its parent's past: engines copy what
     they have read of it instead of reading it again. A row that was forked is frozen; it is kept until its forks are
     done.
+
+    Args:
+        prompts: what candidates read before the trace, by index; made from the query where it is missing.
+        terms: its own, where the rows of a loop differ in them.
     """
 
-    def __init__(self, pool: Pool, query: Query, seed: int, parent: Row | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        query: Query,
+        seed: int,
+        parent: Row | None = None,
+        *,
+        prompts: Mapping[int, list[int]] | None = None,
+        terms: Terms | None = None,
+    ) -> None:
         self.pool = pool
         self.trace = Trace(query, seed)
         self.parent = parent
+        self.terms = terms
+        self.listener: Listener | None = None
+        """Is told of every token as it is written."""
+        self.cancelled = False
+        """Whether nobody waits for it any more; it ends with its segment."""
         self.closing = False
         """Whether the last writer's turn has come."""
         self.signed = 0
@@ -34,12 +77,13 @@ class Row:
         """Tokens and segments that the response is expected to have in the end; caches are sized for them."""
         self._contexts: dict[Reader, Context] = {}
         if parent is None:
-            self._prompts: dict[int, list[int]] = {}
+            self._prompts: dict[int, list[int]] = dict(prompts or {})
             self._ids: list[list[int]] = [[] for _ in pool.vocabularies]
         else:
             self.trace.segments = list(parent.trace.segments)
             self.closing = parent.closing
             self.expected = parent.expected
+            self.terms = parent.terms
             self._prompts = parent._prompts
             self._ids = [list(ids) for ids in parent._ids]
 

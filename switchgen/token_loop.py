@@ -66,28 +66,45 @@ class TokenLoop:
         """Every engine that may hold caches of a row."""
         return [(place, engine) for place, engine in zip(self.places, self.engines, strict=True)]
 
-    @torch.inference_mode()
     def run(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Write every row to its end; yields rows as they finish."""
+        for done in self.rounds(rows):
+            yield from done
+
+    @torch.inference_mode()
+    def rounds(self, rows: Iterable[Row | None]) -> Iterator[list[Row]]:
+        """The same, round by round; yields the rows that finished.
+
+        Args:
+            rows: None stands for "nobody waits at the moment": the next one is asked for a segment's length later.
+        """
         source = iter(rows)
         pens: list[_Pen] = []
         exhausted = False
         while pens or not exhausted:
+            finished: list[Row] = []
             while not exhausted and len(pens) < self.max_rows:
-                row = next(source, None)
-                if row is None:
+                try:
+                    row = next(source)
+                except StopIteration:
                     exhausted = True
-                elif self._admit(row):
+                    break
+                if row is None:
+                    break
+                if self._admit(row):
                     pens.append(_Pen(row, tuple(row.context(place) for place in self.places)))
                 else:
-                    yield row
+                    finished.append(row)
             if pens:
-                done, pens = self._step_until_done(pens, refill=not exhausted)
+                room = not exhausted and len(pens) < self.max_rows
+                steps = self.decoding.segment.tokens if room else None
+                done, pens = self._step_until_done(pens, refill=not exhausted, max_steps=steps)
                 for pen in done:
                     self._sign(pen)
                     pen.row.release(self.readers)
                     self.policy.release(pen.row)
-                    yield pen.row
+                finished += [pen.row for pen in done]
+            yield finished
 
     def _admit(self, row: Row) -> bool:
         needed = self.decoding.max_new_tokens + MAX_UTF8_EXTRA
@@ -97,8 +114,14 @@ class TokenLoop:
                 row.trace.finish = "too_long"
         return row.trace.finish is None
 
-    def _step_until_done(self, pens: list[_Pen], *, refill: bool) -> tuple[list[_Pen], list[_Pen]]:
-        """Step the batch until a row is done and another may take its place (or all are); (done, still going)."""
+    def _step_until_done(
+        self, pens: list[_Pen], *, refill: bool, max_steps: int | None
+    ) -> tuple[list[_Pen], list[_Pen]]:
+        """Step the batch until a row is done and another may take its place (or all are); (done, still going).
+
+        Args:
+            max_steps: stop after so many steps: there is room for rows that come in the meantime.
+        """
         sessions: list[Session] = [
             engine.begin([pen.contexts[side] for pen in pens]) for side, engine in enumerate(self.engines)
         ]
@@ -106,8 +129,10 @@ class TokenLoop:
         pens = [pens[index] for index in sessions[0].order]
         place_in = _places(sessions)
         done: list[_Pen] = []
-        while pens:
+        steps = 0
+        while pens and steps != max_steps:
             ended = self._advance(pens, self._logits(sessions, place_in))
+            steps += 1
             if not ended:
                 continue
             done += [pens[index] for index in sorted(ended)]
@@ -118,7 +143,7 @@ class TokenLoop:
             second = sessions[1].keep(sorted(place_in[index] for index in going))
             where = {old: new for new, old in enumerate(second)}
             pens, place_in = [pens[index] for index in order], [where[place_in[index]] for index in order]
-        return done, []
+        return done, pens
 
     def _logits(self, sessions: list[Session], place_in: list[int]) -> list[torch.Tensor]:
         """Both models' next-token logits in the pens' order, banned tokens at -inf; each [N, V].
@@ -207,6 +232,9 @@ class TokenLoop:
     def _append(self, pen: _Pen, writer: int, token: int) -> bool:
         """Append a token for both models; whether the row ended."""
         trace = pen.row.trace
+        if pen.row.cancelled:
+            trace.finish = "cancelled"
+            return True
         if token in self._stop_ids[writer]:
             trace.finish = "eos"
             # An empty response has a writer, too.
@@ -218,6 +246,8 @@ class TokenLoop:
         pen.text += self.vocabulary.token_bytes[token]
         for context in pen.contexts:
             context.ids.append(token)
+        if pen.row.listener is not None:
+            pen.row.listener(len(pen.ids) - 1, self.vocabulary.token_bytes[token])
         if any(string in pen.text for string in self._stop):
             trace.finish = "stop"
             return True

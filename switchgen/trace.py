@@ -10,7 +10,7 @@ CUE = -1
 """Writer index of a cue: text that the recipe inserts, written by no candidate."""
 
 SegmentFinish = Literal["length", "boundary", "eos", "stop", "cue"]
-TraceFinish = Literal["eos", "stop", "length", "context", "too_long"]
+TraceFinish = Literal["eos", "stop", "length", "context", "too_long", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

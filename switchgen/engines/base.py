@@ -6,7 +6,7 @@ or to score labels. Contexts only ever grow; what of them sits in a cache is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,6 +39,10 @@ class Context:
     """The engine's clock when it was last needed."""
 
 
+Listener = Callable[[int, bytes], None]
+"""Told of a token: its index in the segment, and its bytes. A batch that is tried again tells of its tokens again."""
+
+
 @dataclass(slots=True)
 class WriteItem:
     """One row's order to an engine: write a segment after `context`."""
@@ -52,6 +56,7 @@ class WriteItem:
     """Tokens of the response so far: index of the first random number."""
     tail: bytes = b""
     """The response's last bytes, for stop strings that straddle a border."""
+    listener: Listener | None = None
 
 
 @dataclass(slots=True)

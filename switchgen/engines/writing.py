@@ -77,6 +77,8 @@ def _advance(
         return Written(pen.ids, "boundary")
     pen.ids.append(token)
     pen.item.context.ids.append(token)
+    if pen.item.listener is not None:
+        pen.item.listener(len(pen.ids) - 1, vocabulary.token_bytes[token])
     if stop:
         pen.text += vocabulary.token_bytes[token]
         end = pen.item.tail + pen.text
