@@ -46,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
                   "switchgen infer lab --input q.jsonl --output a.jsonl decoding.max_new_tokens=256"])  # fmt: skip
     _add_infer(infer)
     _add_workers(infer, "infer")
+    serve = _add(verbs, "serve", _serve, "an OpenAI-compatible server",
+                 ["switchgen serve lab", "switchgen serve lab --port 8080 engine.max_rows=32",
+                  "SWITCHGEN_API_KEY=secret switchgen serve my-ladder.yaml --host 0.0.0.0"])  # fmt: skip
+    serve.add_argument("--host", help="address to listen on (default: serve.host)")
+    serve.add_argument("--port", type=int, metavar="N", help="port; 0 picks a free one (default: serve.port)")
     distill = _add(verbs, "distill", _distill, "the collaboration back into one model",
                    ["switchgen distill lab", "switchgen distill lab --workers 2"])  # fmt: skip
     _add_launcher(distill)
@@ -256,6 +261,12 @@ def _infer(arguments: argparse.Namespace) -> None:
     _report_summary(summary)
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    from infer.serve.command import main as serve  # noqa: PLC0415
+
+    serve(_open(arguments), host=arguments.host, port=arguments.port, say=say)
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from infer.evaluation import main as evaluate  # noqa: PLC0415
     from infer.report import results_table  # noqa: PLC0415
@@ -314,7 +325,7 @@ def _report_summary(summary: dict[str, Any]) -> None:
 
 def say(text: str) -> None:
     """A verb's result, on stdout."""
-    print(text)  # noqa: T201
+    print(text, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from switchgen.api import check_policy, make_loop, make_policy
 from switchgen.candidates import Pool, Switcher, check_adapter, check_model
-from switchgen.config import CandidateConfig, nearest
+from switchgen.config import CandidateConfig, DecodingConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.ids import content_hash
 from switchgen.loop import Loop
@@ -33,12 +33,16 @@ class Writer:
 
     def loop(self, run: Run) -> Loop | TokenLoop:
         """A loop with the recipe's decoding settings."""
-        recipe = run.recipe
-        decoding = recipe.decoding
-        if self.name == DISTILLED:
-            # The student is a pool of its own; the collaboration's first and last writers are not in it.
-            decoding = decoding.model_copy(update={"first": None, "last": None, "cue": None})
-        return make_loop(self.pool, self.policy, decoding, max_rows=recipe.engine.max_rows)
+        return make_loop(
+            self.pool, self.policy, self.decoding(run.recipe.decoding), max_rows=run.recipe.engine.max_rows
+        )
+
+    def decoding(self, settings: DecodingConfig) -> DecodingConfig:
+        """The recipe's decoding settings, as far as they are about this pool."""
+        if self.name != DISTILLED:
+            return settings
+        # The student is a pool of its own; the collaboration's first and last writers are not in it.
+        return settings.model_copy(update={"first": None, "last": None, "cue": None})
 
 
 def check_writers(run: Run, names: Sequence[str]) -> None:

@@ -263,6 +263,16 @@ class InferConfig(Section):
     workers: int = Field(1, ge=1, description="processes")
 
 
+class ServeConfig(Section):
+    """Defaults of `switchgen serve`. The API key comes from the environment: SWITCHGEN_API_KEY."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535, description="0 picks a free one")
+    max_new_tokens: int = Field(4096, ge=1, description="the most tokens that one answer may ask for")
+    max_waiting: int = Field(256, ge=0, description="answers that may wait for a place; more are refused (429)")
+    max_body_mb: float = Field(8.0, gt=0, description="the largest request, in MiB; larger ones are refused (413)")
+
+
 class EvaluateConfig(Section):
     """Tasks x policies x run seeds."""
 
@@ -370,6 +380,7 @@ class Recipe(Section):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
+    serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     sweep: SweepConfig = SweepConfig()
     distill: DistillConfig = DistillConfig()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from switchgen.engines.scoring import TokenScore
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
 from switchgen.trace import SegmentFinish
@@ -145,8 +146,14 @@ class Engine(Protocol):
     def label_logits(self, contexts: Sequence[Context], suffix: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
         """Logits of the label tokens after context + suffix, which is rewound; [rows, labels], float64 on CPU."""
 
+    def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
+        """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
+
     def release(self, context: Context) -> None:
         """Forget a context: its row is finished."""
+
+    def clear(self) -> None:
+        """Forget all contexts; they are read again when they are needed."""
 
 
 @dataclass

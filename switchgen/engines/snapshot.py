@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from switchgen.engines.base import Context, EngineStats, WriteItem, Written
+from switchgen.engines.scoring import TokenScore, score_tokens
 from switchgen.engines.transformers import TOLERANCE, banned_tokens
 from switchgen.engines.writing import write_segments
 from switchgen.sampling import SamplingParams
@@ -110,6 +111,16 @@ class SnapshotEngine:
             self.stats.scored_tokens += len(suffix)
             rows.append(logits[list(labels)].double().cpu())
         return torch.stack(rows)
+
+    def clear(self) -> None:
+        """Forget all contexts."""
+        for snapshot in list(self._snapshots.values()):
+            self.release(snapshot.context)
+
+    def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
+        """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
+        self._activate()
+        return score_tokens(self.model, ids, first, num_top)
 
     def release(self, context: Context) -> None:
         """Drop the context's cache."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from switchgen.engines.base import Context, EngineStats, Family, WriteItem, Written
 from switchgen.engines.fitting import in_batches
+from switchgen.engines.scoring import TokenScore, score_tokens
 from switchgen.engines.slots import ATTENTION, Plan, SlotCache, length_groups, register
 from switchgen.engines.writing import write_segments
 from switchgen.sampling import SamplingParams
@@ -116,6 +117,11 @@ class SlotEngine:
         for context in contexts:
             context.cached = len(context.ids)
         return rows_C
+
+    def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
+        """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
+        self._activate()
+        return score_tokens(self.model, ids, first, num_top)
 
     def release(self, context: Context) -> None:
         """Free the context's slot."""

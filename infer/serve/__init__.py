@@ -1,0 +1,1 @@
+"""`switchgen serve`: an OpenAI-compatible server over the loop (docs/serving.md)."""
