@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 
@@ -370,8 +371,6 @@ def test_completions_that_are_refused(server: Server, settings: dict[str, Any], 
 
 
 def test_bodies_that_are_refused(server: Server) -> None:
-    import httpx
-
     url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
     assert httpx.post(url, content=b"{").json()["error"]["code"] == "invalid_json"
     assert httpx.post(url, content=b'"' + b"x" * (9 << 20)).status_code == 413
