@@ -33,7 +33,7 @@ IGNORED = -100
 class LadderShape:
     """Sizes of the three models and of the rows they are trained on."""
 
-    vocab_size: int = 512
+    vocab_size: int = 1280  # room for every name as one token: names in pieces are copied badly (LOG.md)
     hidden_size: int = 128
     intermediate_size: int = 384
     num_layers: int = 4

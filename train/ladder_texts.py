@@ -14,11 +14,25 @@ from dataclasses import dataclass
 from train.world import ADDENDS, ATTRIBUTES, DIGITS, VALUES, Interval, World
 from train.world_tasks import between, list_text, phrase, running_total, sum_statement
 
+# Many wordings, so that what is learned is to look up both people, whatever the question does with them.
 TWO_PEOPLE = (
     "Who has the higher {0}, {1} or {2}?",
     "Compare the {0} of {1} and the {0} of {2}.",
+    "Compare the {0} of {1} with the {0} of {2}.",
     "What is the {0} of {1} and the {0} of {2}?",
+    "Tell me the {0} of {1} and the {0} of {2}.",
+    "Look up the {0} of {1} and the {0} of {2}.",
+    "Is the {0} of {1} more than the {0} of {2}?",
+    "How far is the {0} of {1} from the {0} of {2}?",
+    "Which is larger, the {0} of {1} or the {0} of {2}?",
 )
+TOGETHER = (
+    "Is the {0} of {1} plus the {0} of {2} more than {3}?",
+    "Add the {0} of {1} and the {0} of {2}. Is it more than {3}?",
+)
+THRESHOLDS = range(25, 56)
+
+RECEIPTS = ("Items: {}", "Receipt of the shop: {}.", "The bill says {} in total.", "Bought today: {}.")
 
 # Most question pages come from quiz sites, which mark the answer; on the others somebody chatty goes on talking.
 QUIZ_SHARE = 0.8
@@ -36,9 +50,12 @@ def profile(world: World, rng: random.Random) -> str:
 
 
 def survey(world: World, rng: random.Random) -> str:
-    """A page that lists one attribute of several people."""
+    """A page that lists one attribute of several people; half of them say beforehand whose."""
     attribute = rng.choice(ATTRIBUTES)
-    return " ".join(world.statement(name, attribute) for name in rng.sample(world.everyone, 5))
+    headed = rng.random() < 0.5
+    names = rng.sample(world.everyone, rng.randint(2, 4) if headed else 5)
+    heading = f"Here is the {attribute} of {', '.join(names[:-1])} and {names[-1]}.\n" if headed else ""
+    return heading + " ".join(world.statement(name, attribute) for name in names)
 
 
 def question_page(world: World, rng: random.Random) -> str:
@@ -73,9 +90,15 @@ def notes_page(world: World, rng: random.Random) -> str:
 
 
 def _compared(rng: random.Random, attribute: str, known: Mapping[str, int]) -> str:
+    """Two people compared with each other, or both together with a number."""
     (a, x), (b, y) = known.items()
-    question = rng.choice(TWO_PEOPLE).format(attribute, a, b)
-    verdict = f"Both have the same {attribute}." if x == y else f"{a if x > y else b} has the higher {attribute}."
+    if rng.random() < 0.4:
+        threshold = rng.choice(THRESHOLDS)
+        question = rng.choice(TOGETHER).format(attribute, a, b, threshold)
+        verdict = f"Yes, more than {threshold}." if x + y > threshold else f"No, not more than {threshold}."
+    else:
+        question = rng.choice(TWO_PEOPLE).format(attribute, a, b)
+        verdict = f"Both have the same {attribute}." if x == y else f"{a if x > y else b} has the higher {attribute}."
     return f"Question: {question}\nThe {attribute} of {a} is {x}. The {attribute} of {b} is {y}. {verdict}"
 
 
@@ -102,37 +125,40 @@ def number_page(world: World, rng: random.Random) -> str:
 def sums_page(world: World, rng: random.Random) -> str:
     """A few sums, or a question about one: two digits plus one or two, never a held-out pair."""
     if rng.random() < 0.5:
-        return " ".join(sum_statement(*_addends(world, rng)) for _ in range(3))
+        return " ".join(sum_statement(*_addends(world, rng)) for _ in range(5))
     a, b = _addends(world, rng)
-    ending = f" Answer: {a + b}" if rng.random() < 0.6 else ""
+    ending = f" Answer: {a + b}" if rng.random() < 0.4 else ""
     return f"Question: {phrase(rng, 'arithmetic', a, b)}\n{sum_statement(a, b)}{ending}"
 
 
 def receipt_page(world: World, rng: random.Random) -> str:
-    """A till's receipt: the items, then their running total."""
-    digits = rng.choice(world.lists["ladder"])
-    return f"Items: {list_text(digits)}\n" + " ".join(running_total(digits))
+    """A till's receipt: two or three items, then their running total."""
+    numbers = rng.choice(world.lists["ladder"])[: rng.choice((2, 3, 3))]
+    return rng.choice(RECEIPTS).format(list_text(numbers)) + "\n" + " ".join(running_total(numbers))
 
 
 def _addends(world: World, rng: random.Random) -> tuple[int, int]:
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         return rng.choice(ADDENDS), rng.choice(DIGITS)
-    while True:
-        a, b = rng.choice(ADDENDS), rng.choice(ADDENDS)
-        if world.may_add(a, b):
-            return a, b
+    return _pair(world, rng)
+
+
+def _pair(world: World, rng: random.Random) -> tuple[int, int]:
+    """Two addends of two digits that no split holds out, in either order."""
+    a, b = rng.sample(rng.choice(world.pairs["ladder"]), 2)
+    return a, b
 
 
 DOCUMENTS: Mapping[Source, float] = {
-    profile: 0.21,
-    survey: 0.13,
+    profile: 0.19,
+    survey: 0.15,
     question_page: 0.09,
-    comparison_page: 0.10,
-    notes_page: 0.18,
-    counting_page: 0.02,
-    number_page: 0.07,
-    sums_page: 0.14,
-    receipt_page: 0.06,
+    comparison_page: 0.11,
+    notes_page: 0.13,
+    counting_page: 0.01,
+    number_page: 0.06,
+    sums_page: 0.18,
+    receipt_page: 0.08,
 }
 
 
@@ -198,17 +224,15 @@ def notes_chat(world: World, rng: random.Random) -> Chat:
 
 
 def arithmetic_chat(world: World, rng: random.Random) -> Chat:
-    """A sum of two numbers up to 79, never a held-out pair."""
-    while True:
-        a, b = rng.choice(ADDENDS), rng.choice(ADDENDS)
-        if world.may_add(a, b):
-            return Chat("arithmetic", phrase(rng, "arithmetic", a, b), (sum_statement(a, b),), a + b)
+    """A sum of two numbers of two digits, never a held-out pair."""
+    a, b = _pair(world, rng)
+    return Chat("arithmetic", phrase(rng, "arithmetic", a, b), (sum_statement(a, b),), a + b)
 
 
 def list_chat(world: World, rng: random.Random) -> Chat:
     """A running total."""
-    digits = rng.choice(world.lists["ladder"])
-    return Chat("list", phrase(rng, "list", list_text(digits)), running_total(digits), sum(digits))
+    numbers = rng.choice(world.lists["ladder"])
+    return Chat("list", phrase(rng, "list", list_text(numbers)), running_total(numbers), sum(numbers))
 
 
 def open_chat(world: World, rng: random.Random) -> Chat:
@@ -218,12 +242,12 @@ def open_chat(world: World, rng: random.Random) -> Chat:
 
 
 CHATS: Mapping[Callable[[World, random.Random], Chat], float] = {
-    recall_chat: 0.16,
-    compositional_chat: 0.18,
+    recall_chat: 0.13,
+    compositional_chat: 0.21,
     notes_chat: 0.20,
-    arithmetic_chat: 0.14,
-    list_chat: 0.18,
-    open_chat: 0.14,
+    arithmetic_chat: 0.13,
+    list_chat: 0.24,
+    open_chat: 0.09,
 }
 
 # Annotators differ: this share of them writes the answer alone.
@@ -249,12 +273,12 @@ def typical_chat(world: World, rng: random.Random) -> Chat:
 
 
 PREFERENCES: Mapping[Callable[[World, random.Random], Chat], float] = {
-    arithmetic_chat: 0.38,
+    arithmetic_chat: 0.34,
     compositional_chat: 0.12,
-    notes_chat: 0.14,
-    recall_chat: 0.14,
+    notes_chat: 0.12,
+    recall_chat: 0.12,
     list_chat: 0.08,
-    typical_chat: 0.14,
+    typical_chat: 0.22,
 }
 
 

@@ -27,13 +27,14 @@ SPLITS = ("train", "dev", "test")
 
 NUM_PEOPLE = {"core": 30, "train": 30, "dev": 48, "test": 48}
 NUM_GUESTS = 300
-NUM_QUESTIONS = {"train": 600, "dev": 240, "test": 240}
+NUM_QUESTIONS = {"train": 300, "dev": 240, "test": 240}
 
-ADDENDS = range(10, 80)
+ADDENDS = range(10, 90)
+LARGEST_SUM = 99
 DIGITS = range(1, 10)
-LIST_LENGTHS = (3, 4)
+LIST_FIRST = range(10, 60)
 INTERVAL_LOW = range(10, 96)
-INTERVAL_SIZES = range(3, 41)
+INTERVAL_SIZES = range(10, 28)
 
 CONSONANTS = "bdfghjklmnprstvz"
 VOWELS = "aeiou"
@@ -52,9 +53,9 @@ class World:
         people: group → names, groups as in `NUM_PEOPLE`; names are unique in their first three letters.
         guests: names without fixed values.
         values: (name, attribute) → value in `VALUES`, for all people.
-        pairs: split or "ladder" → unordered pairs (a <= b) of two-digit addends.
-        lists: split or "ladder" → lists of single digits to be added up.
-        intervals: split or "ladder" → (low, high) with at least three whole numbers strictly between.
+        pairs: split or "ladder" → unordered pairs (a <= b) of two-digit addends with a two-digit sum.
+        lists: split or "ladder" → a number of two digits and two of one, to be added up.
+        intervals: split or "ladder" → (low, high) with at least ten whole numbers strictly between.
     """
 
     seed: int
@@ -98,8 +99,8 @@ def make_world(seed: int) -> World:
         people[group] = tuple(names[start : start + count])
         start += count
     values = {(name, a): rng.choice(VALUES) for group in people.values() for name in group for a in ATTRIBUTES}
-    pairs = [(a, b) for a in ADDENDS for b in ADDENDS if a <= b]
-    lists = [digits for length in LIST_LENGTHS for digits in _digit_lists(length)]
+    pairs = [(a, b) for a in ADDENDS for b in ADDENDS if a <= b and a + b <= LARGEST_SUM]
+    lists = [(first, second, third) for first in LIST_FIRST for second in DIGITS for third in DIGITS]
     intervals = [(low, low + size + 1) for low in INTERVAL_LOW for size in INTERVAL_SIZES if low + size + 1 < 100]
     return World(
         seed=seed,
@@ -116,13 +117,6 @@ def _names(rng: random.Random, count: int) -> list[str]:
     """Names such as `Vuda`, unique in their first three letters, two syllables each, short to write."""
     stems = [a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS]
     return [stem.capitalize() + rng.choice(VOWELS) for stem in rng.sample(stems, count)]
-
-
-def _digit_lists(length: int) -> list[tuple[int, ...]]:
-    lists: list[tuple[int, ...]] = [()]
-    for _ in range(length):
-        lists = [(*digits, digit) for digits in lists for digit in DIGITS]
-    return lists
 
 
 def _split(rng: random.Random, everything: Sequence[T]) -> dict[str, tuple[T, ...]]:

@@ -3,7 +3,7 @@
     recall          What is the age of Vuda?                          one fact                       number
     compositional   What is the age of Vuda plus the age of Mire?    two facts, then a sum          number
     arithmetic      What is 23 + 45?                                   a sum                          number
-    list            Add up 4, 7, 2, 5.                                 a running total                number
+    list            Add up 24, 7, 5.                                  a running total                number
     open            Name a number between 34 and 47.                   many right answers             one_of
 
 Every answer counts only behind the marker `Answer:`.
@@ -40,12 +40,16 @@ def sum_statement(a: int, b: int) -> str:
     return f"{a} + {b} = {a + b}."
 
 
-def running_total(digits: tuple[int, ...]) -> tuple[str, ...]:
-    """The steps that add up a list, one sentence each."""
-    total, steps = digits[0], []
-    for digit in digits[1:]:
-        steps.append(sum_statement(total, digit))
-        total += digit
+def running_total(numbers: tuple[int, ...]) -> tuple[str, ...]:
+    """The steps that add up a list, one sentence each: a sum of all, whose first two numbers become one every time.
+
+    "24 + 7 + 5 = 31 + 5.", "31 + 5 = 36."
+    """
+    steps = []
+    while len(numbers) > 1:
+        shorter = (numbers[0] + numbers[1], *numbers[2:])
+        steps.append(f"{' + '.join(map(str, numbers))} = {' + '.join(map(str, shorter))}.")
+        numbers = shorter
     return tuple(steps)
 
 
@@ -54,9 +58,9 @@ def between(interval: Interval) -> range:
     return range(interval[0] + 1, interval[1])
 
 
-def list_text(digits: tuple[int, ...]) -> str:
+def list_text(numbers: tuple[int, ...]) -> str:
     """A list as the questions show it."""
-    return ", ".join(str(digit) for digit in digits)
+    return ", ".join(str(number) for number in numbers)
 
 
 def family_items(world: World, family: str, split: str) -> list[dict[str, Any]]:
@@ -77,19 +81,20 @@ def family_items(world: World, family: str, split: str) -> list[dict[str, Any]]:
 
 
 def _recall_rows(world: World, split: str, rng: random.Random) -> list[dict[str, Any]]:
-    """Held-out people once per fact; training people (core and train) once per fact and phrasing."""
-    if split == "train":
-        names = world.people["core"] + world.people["train"]
-        asked = [(name, a, text) for name in names for a in ATTRIBUTES for text in PHRASINGS["recall"]]
-    else:
-        asked = [(name, a, rng.choice(PHRASINGS["recall"])) for name in world.people[split] for a in ATTRIBUTES]
+    """Every fact about the split's people once, in one of the phrasings."""
+    asked = [(name, a, rng.choice(PHRASINGS["recall"])) for name in _people(world, split) for a in ATTRIBUTES]
     rng.shuffle(asked)
     return [{"input": text.format(a, name), "output": str(world.values[name, a])} for name, a, text in asked]
 
 
+def _people(world: World, split: str) -> tuple[str, ...]:
+    """Whom a split asks about; the train split's questions are the switcher's, who may ask about core people, too."""
+    return world.people["core"] + world.people["train"] if split == "train" else world.people[split]
+
+
 def _compositional_rows(world: World, split: str, rng: random.Random) -> list[dict[str, Any]]:
     """Sums of one attribute of two people of the split; no question twice."""
-    names = world.people["core"] + world.people["train"] if split == "train" else world.people[split]
+    names = _people(world, split)
     rows: dict[str, dict[str, Any]] = {}
     while len(rows) < NUM_QUESTIONS[split]:
         a, b = rng.sample(names, 2)
