@@ -194,10 +194,10 @@ def _write_share(share: Share[tuple[Job, Sequence[Query]]], report: Report) -> S
     writer = load_writers(job.run, [job.policy])[job.policy]
     check_conversations(writer, queries)
     watch.loaded()
-    by_id = {query.id: query for query in queries}
     streams = job.unordered and share.folder != job.rows_path.parent
     with Shard(share.folder / job.rows_path.name) as shard:
-        for trace in _traces(job, writer, queries):
+        by_id = {query.id: query for query in queries if query.id not in shard.done}
+        for trace in _traces(job, writer, list(by_id.values())):
             row = job.row_of(by_id.pop(trace.query.id), trace, writer.pool.names)
             shard.append(row)
             report((trace.num_tokens, row if streams else None))

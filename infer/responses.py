@@ -179,13 +179,15 @@ def _query(ask: _Ask, index: int) -> Query:
 
 def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:
     """A worker's missing responses of one policy, all tasks and seeds, through one loop: its batches stay full."""
-    rows = (
-        Row(writer.pool, _query(ask, index), response_seed(ask.seed, ask.query_id)) for index, ask in enumerate(asks)
-    )
     names = [responses_path(Path(), policy, ask.questions.name, ask.seed).name for ask in asks]
     with ExitStack() as stack:
         shards = {name: stack.enter_context(Shard(share.folder / name)) for name in dict.fromkeys(names)}
         last = time.monotonic()
+        rows = (
+            Row(writer.pool, _query(ask, index), response_seed(ask.seed, ask.query_id))
+            for index, ask in enumerate(asks)
+            if ask.example.id not in shards[names[index]].done
+        )
         for row in writer.loop(share.run).run(rows):
             now = time.monotonic()
             index = row.trace.query.fields["ask"]

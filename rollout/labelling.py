@@ -37,7 +37,7 @@ class Labelling:
         scorer: scores finished responses.
         budget: how many completions each branch gets.
         done: ids of states that need no work; their question's traces are written again if another state does.
-        emit: takes each label record (`records.label_record`, with `border`, `share` and `finished`) when it is done.
+        emit: takes each label record (`records.label_record`, with `border`, `finished` and more) when it is done.
         leave_out: takes a record of each state that came to nothing: id, query_id, task, reason.
         round_index: noted in the records.
     """
@@ -166,7 +166,9 @@ class Labelling:
         self.loop.next_writers.pop(row, None)
         branch.responses[index] = row.trace.text
         # A stop string that straddles the border takes some of what stood before away.
-        state.tokens += max(0, row.num_written - (branch.row or state.prefix).num_written)
+        tokens = max(0, row.num_written - (branch.row or state.prefix).num_written)
+        state.tokens += tokens
+        state.completion_tokens += tokens
         self._landed(state)
 
     def _landed(self, state: State) -> None:
@@ -243,4 +245,11 @@ class Labelling:
         )
         ended = [branch.ended for branch in state.branches]
         twins = [branch.twin_of for branch in state.branches]
-        return {**record, "border": state.border, "share": state.share, "finished": ended, "twin_of": twins}
+        return {
+            **record,
+            "completion_tokens": state.completion_tokens,
+            "border": state.border,
+            "share": state.share,
+            "finished": ended,
+            "twin_of": twins,
+        }

@@ -16,6 +16,7 @@ from switchgen.assembly import check_writers, spread, switcher_adapter
 from switchgen.config import RolloutConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
+from switchgen.policies.probe import PROBE_FILE
 from switchgen.rundir import Run
 from switchgen.scoring import metric_named
 from switchgen.tasks import Task, load_task
@@ -171,7 +172,7 @@ def _task_settings(task: Task, spec: Any) -> dict[str, Any]:
 
 
 def _adapter_hash(adapter: str) -> str:
-    """Of the adapter's weights; of its name for a hub adapter."""
-    weights = Path(adapter) / "adapter_model.safetensors"
-    content = weights.read_bytes() if weights.is_file() else adapter.encode()
+    """Of the adapter's or the probe's weights; of its name for a hub adapter."""
+    files = [Path(adapter) / name for name in ("adapter_model.safetensors", PROBE_FILE)]
+    content = next((path.read_bytes() for path in files if path.is_file()), adapter.encode())
     return hashlib.sha256(content).hexdigest()

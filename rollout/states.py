@@ -132,6 +132,8 @@ class State:
     share: float
     tokens: int
     """New tokens that it cost so far, its trace included."""
+    completion_tokens: int = 0
+    """Those of them that completions cost; the rest is the same whatever their number."""
     branches: list[Branch] = field(default_factory=list)
     in_flight: int = 0
     """Rows that are being written for it."""

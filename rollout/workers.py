@@ -47,8 +47,10 @@ def label_share(share: Share[LabelWork], report: Report) -> Spent:
 
             return add
 
+        # A share that another worker began is gone on with.
+        done = {*work.done, *labels.done, *left_out.done}
         labelling = Labelling(
-            loop, settings, scorer, budget_of(settings), done=work.done, emit=into(labels), leave_out=into(left_out),
+            loop, settings, scorer, budget_of(settings), done=done, emit=into(labels), leave_out=into(left_out),
             round_index=run.round,
         )  # fmt: skip
         labelling.run(work.questions)

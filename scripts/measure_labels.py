@@ -1,13 +1,15 @@
 """Regret of labels against the tokens they cost: uniform with k = 2, 4, 8, 16, 32 completions, and racing beside it.
 
     python scripts/measure_labels.py --run-dir runs/lab-truth --states 200 --completions 512
+    python scripts/measure_labels.py --run-dir runs/seed-7 --ladder runs/other/lab --world-seed 7
     python scripts/measure_labels.py --run-dir runs/lab-truth --states 20 --completions 32 --reps 5    # to see it work
 
 The truth is one uniform rollout of many completions (in the run folder, gone on with if it is there); a candidate's
 true mean is its mean over them, and regret is the best true mean minus the label's. Budgets are simulated on draws,
-with replacement, of those completions, pair by pair, so that no point generates anything. Branches that write the same
-segment share their completions in both budgets; `paper_tokens` is what uniform costs where they do not. Intervals (95%)
-are a bootstrap over states. One JSON line last.
+with replacement, of those completions, pair by pair, the same draws for every budget, so that no point generates
+anything. Branches that write the same segment share their completions in both budgets; `paper_tokens` is what uniform
+costs where they do not. Intervals (95%) are a bootstrap over states; differences are paired by state.
+One JSON line last.
 """
 
 from __future__ import annotations
@@ -29,6 +31,13 @@ from switchgen.rundir import open_run
 UNIFORM = (2, 4, 8, 16, 32)
 BOOTSTRAP = 2000
 TRUE_TIE = 0.05
+VARIANTS: dict[str, dict[str, Any]] = {
+    "racing, margin .1": {"margin": 0.1},
+    "racing, margin .3": {"margin": 0.3},
+    "racing, start 2": {"start": 2, "step": 1},
+    "racing, max 16": {"max": 16},
+}
+"""Beside the recipe's default, which is the one that is judged."""
 Record = dict[str, Any]
 
 
@@ -36,8 +45,14 @@ def truth_records(arguments: argparse.Namespace) -> list[Record]:
     """The truth's label records; they are written first where they are not there."""
     overrides = [f"rollout.queries={-(-arguments.states // 2)}", "rollout.states=2", "rollout.budget=uniform",
                  f"rollout.completions={arguments.completions}", *arguments.overrides]  # fmt: skip
+    if arguments.world_seed is not None:
+        overrides.append(f"lab.seed={arguments.world_seed}")
+    if arguments.ladder is not None and not (arguments.run_dir / "lab").exists():
+        arguments.run_dir.mkdir(parents=True, exist_ok=True)
+        (arguments.run_dir / "lab").symlink_to(arguments.ladder.resolve(), target_is_directory=True)
     run = open_run(arguments.recipe, overrides, arguments.run_dir)
-    rollout(run, workers=arguments.workers)
+    if not arguments.as_it_is:
+        rollout(run, workers=arguments.workers)
     return list(read_records(sorted((run.dir / "rollout").glob("labels-*.jsonl"))))
 
 
@@ -63,15 +78,16 @@ def simulate(budget: Budget, records: list[Record], longest: int, reps: int, see
             scores = [record["scores"][branch] if over else [record["scores"][branch][j] for j in drawn]
                       for branch, over in zip(own, ended, strict=True)]  # fmt: skip
             label, completions = spend(budget, scores, ended)
-            figures[index] += max(record["means"]) - means[label], completions * tokens_each(record)
+            figures[index] += max(record["means"]) - means[label], tokens_of(record, completions)
     return figures / reps
 
 
-def tokens_each(record: Record) -> float:
-    """Tokens of one completion, the state's own share included."""
+def tokens_of(record: Record, completions: int) -> float:
+    """Tokens that a state costs: its trace and branches, and so many completions of its mean length."""
     written = [count for count, twin, over in zip(record["counts"], record["twin_of"], record["finished"], strict=True)
                if twin is None and not over]  # fmt: skip
-    return float(record["tokens"] / max(1, sum(written)))
+    each = record["completion_tokens"] / max(1, sum(written))
+    return float(record["tokens"] - record["completion_tokens"] + completions * each)
 
 
 def interval(values: np.ndarray, seed: int = 0) -> list[float]:
@@ -81,15 +97,27 @@ def interval(values: np.ndarray, seed: int = 0) -> list[float]:
     return [round(float(value), 5) for value in (values.mean(), *np.quantile(means, [0.025, 0.975]))]
 
 
+def ratio(tokens: np.ndarray, others: np.ndarray, seed: int = 0) -> list[float]:
+    """Ratio of mean tokens, low, high: bootstrap over states."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(tokens), (BOOTSTRAP, len(tokens)))
+    ratios = tokens[drawn].mean(axis=1) / others[drawn].mean(axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return [round(float(value), 4) for value in (tokens.mean() / others.mean(), low, high)]
+
+
 def paper_tokens(records: list[Record], k: int) -> float:
     """Tokens a state of uniform k where every branch writes its own completions, repeated or not."""
-    return float(np.mean([tokens_each(record) * k * record["finished"].count(False) for record in records]))
+    return float(np.mean([tokens_of(record, k * record["finished"].count(False)) for record in records]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="lab")
     parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--ladder", type=Path, help="a built ladder's folder (default: the shipped one)")
+    parser.add_argument("--world-seed", type=int, help="the ladder's (default: the recipe's)")
+    parser.add_argument("--as-it-is", action="store_true", help="use the states that are there, write none")
     parser.add_argument("--states", type=int, default=200)
     parser.add_argument("--completions", type=int, default=512)
     parser.add_argument("--reps", type=int, default=20, help="draws of completions a state")
@@ -100,8 +128,7 @@ def main() -> None:
     racing = RacingConfig()
     budgets: dict[str, Budget] = {f"uniform {k}": UniformBudget(k) for k in UNIFORM}
     budgets |= {"racing": RacingBudget(racing)}
-    budgets |= {f"racing, margin {margin}": RacingBudget(racing.model_copy(update={"margin": margin}))
-                for margin in (0.1, 0.15, 0.3)}  # fmt: skip
+    budgets |= {name: RacingBudget(racing.model_copy(update=changes)) for name, changes in VARIANTS.items()}
     longest = max(*UNIFORM, racing.max)
     found = {name: simulate(budget, records, longest, arguments.reps, seed=1) for name, budget in budgets.items()}
     rows = {}
@@ -116,9 +143,12 @@ def main() -> None:
         "states": len(records),
         "completions": max(max(record["counts"]) for record in records),
         "true_ties": round(float(np.mean(np.sort(means)[:, -1] - np.sort(means)[:, -2] < TRUE_TIE)), 3),
+        "world_seed": arguments.world_seed or 0,
         "budgets": rows,
-        "racing_minus_uniform_8": interval(found["racing"][:, 0] - found["uniform 8"][:, 0]),
-        "racing_minus_uniform_32": interval(found["racing"][:, 0] - found["uniform 32"][:, 0]),
+        "racing_minus": {f"uniform {k}": {
+            "regret": interval(found["racing"][:, 0] - found[f"uniform {k}"][:, 0]),
+            "spend_ratio": ratio(found["racing"][:, 1], found[f"uniform {k}"][:, 1]),
+        } for k in UNIFORM},
         "paper_tokens": {f"uniform {k}": round(paper_tokens(records, k), 1) for k in UNIFORM},
     }))  # fmt: skip
 

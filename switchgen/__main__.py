@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add(verbs, "lab", _lab, "build the small ladder: pretrained, finetuned, aligned, and its tasks",
          ["switchgen lab lab", "switchgen lab lab lab.seed=7"])  # fmt: skip
     rollout = _add(verbs, "rollout", _rollout, "states, branches, completions, scores, labels",
-                   ["switchgen rollout lab", "switchgen rollout lab --workers 2 rollout.completions=16"])  # fmt: skip
+                   ["switchgen rollout lab", "switchgen rollout lab --workers 2 rollout.completions=16",
+                    "switchgen rollout lab --executor ray --workers 8"])  # fmt: skip
     _add_workers(rollout, "rollout")
     train = _add(verbs, "train", _train, "fit the switcher to the labels",
                  ["switchgen train lab", "switchgen train lab --launcher deepspeed --num-gpus 4",
@@ -99,6 +100,8 @@ def _add(
 
 def _add_workers(parser: argparse.ArgumentParser, section: str, what: str = "processes") -> None:
     parser.add_argument("--workers", type=_positive, metavar="N", help=f"{what} (default: {section}.workers)")
+    parser.add_argument("--executor", choices=["local", "ray"],
+                        help="where they run: here, or on a Ray cluster (default: engine.executor)")  # fmt: skip
 
 
 def _add_launcher(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +203,9 @@ def _quiet() -> None:
 def _open(arguments: argparse.Namespace) -> Any:
     from switchgen.rundir import open_run  # noqa: PLC0415
 
-    return open_run(arguments.recipe, arguments.overrides, arguments.run_dir)
+    executor = getattr(arguments, "executor", None)
+    chosen = [] if executor is None else [f"engine.executor={executor}"]
+    return open_run(arguments.recipe, [*arguments.overrides, *chosen], arguments.run_dir)
 
 
 def _run(arguments: argparse.Namespace) -> None:

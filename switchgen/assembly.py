@@ -15,6 +15,7 @@ from switchgen.ids import content_hash
 from switchgen.loop import Loop
 from switchgen.policies import Policy
 from switchgen.policies.judge import load_judge
+from switchgen.policies.probe import Probe, ProbePolicy, check_probe
 from switchgen.policies.routers import RULES, RouterPolicy, is_router, parse_router
 from switchgen.rundir import Run
 from switchgen.token_loop import TokenLoop
@@ -60,8 +61,14 @@ def check_writers(run: Run, names: Sequence[str]) -> None:
             continue
         if name not in run.recipe.names:
             check_policy(name, run.recipe.names)
+        if name == "untuned" and run.recipe.switcher.kind == "probe":
+            raise ConfigError(
+                "policy 'untuned' is the switcher's model without its adapter; a probe (switcher.kind) has no model of "
+                "its own; allowed beside it: switcher, random, the candidates"
+            )
         if name == "switcher":
-            check_adapter(str(switcher_adapter(run)))
+            check = check_probe if run.recipe.switcher.kind == "probe" else check_adapter
+            check(switcher_adapter(run))
     if any(name != DISTILLED for name in names):
         for config in needed_candidates(run, names):
             check_model(config)
@@ -119,6 +126,10 @@ def make_run_policy(run: Run, name: str, pool: Pool) -> Policy | RouterPolicy:
         adapter = switcher_adapter(run) if name == "switcher" else None
         if adapter is not None:
             check_switcher_pool(adapter, pool.names)
+            if settings.kind == "probe":
+                host = pool.index(settings.base or pool.names[-1])
+                probe = Probe.load(adapter)
+                return ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
         switcher = pool.load_switcher(settings.model_copy(update={"adapter": adapter}), max_slots=_slots(run))
     router = run.recipe.router
     judge = load_judge(pool, router, max_slots=_slots(run)) if name == JUDGE else None

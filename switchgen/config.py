@@ -70,12 +70,17 @@ class CandidateConfig(Section):
 
 
 class SwitcherConfig(Section):
-    """The LM that decides who writes next."""
+    """What decides who writes next."""
 
-    base: str | None = Field(
-        None, description="a candidate's name, a folder or a hub name; default: the last candidate"
+    kind: Literal["lm", "probe"] = Field(
+        "lm", description="an LM that reads the signed trace (paper), or a linear head on a candidate's hidden state"
     )
-    adapter: str | None = Field(None, description="PEFT adapter; default: RUN/switcher, where `train` leaves it")
+    base: str | None = Field(
+        None, description="a candidate's name, for an LM also a folder or a hub name; default: the last candidate"
+    )
+    adapter: str | None = Field(
+        None, description="PEFT adapter, or the probe's folder; default: RUN/switcher, where `train` leaves it"
+    )
     format: Literal["released"] = Field("released", description="how it sees a signed trace; at most 10 candidates")
     temperature: float = Field(1.0, gt=0, description="flattens (> 1) or sharpens (< 1) the probabilities")
     top_p: float = Field(0.9, gt=0, le=1, description="the writer is drawn from this nucleus; near 0 means argmax")
@@ -136,11 +141,14 @@ class DecodingConfig(Section):
 
 
 class EngineConfig(Section):
-    """How many rows are written at once, and in how much memory."""
+    """How many rows are written at once, in how much memory, and where."""
 
     max_rows: int = Field(64, ge=1, description="responses in flight")
     kv_budget: int | None = Field(None, ge=1, description="rows whose caches a model may hold; default 2 x max_rows")
     threads: int | None = Field(None, ge=1, description="torch threads on CPU; default: torch's own")
+    executor: Literal["local", "ray"] = Field(
+        "local", description="where a stage's workers run: processes here, or actors of a Ray cluster (extra `ray`)"
+    )
 
 
 class LoraSection(Section):
@@ -403,6 +411,11 @@ class Recipe(Section):
                 raise ValueError(f"decoding.{key}: no candidate is called {value!r}; allowed: {', '.join(names)}")
         if self.distill.base is not None and self.distill.base not in names:
             raise ValueError(f"distill.base: no candidate is called {self.distill.base!r}; allowed: {', '.join(names)}")
+        if self.switcher.kind == "probe" and self.switcher.base not in (None, *names):
+            raise ValueError(
+                f"switcher.base: a probe reads a candidate's hidden state, and no candidate is called "
+                f"{self.switcher.base!r}; allowed: {', '.join(names)}"
+            )
         if self.rollout.rounds > 1 and self.rollout.rounds_split == self.evaluate.split:
             raise ValueError(
                 f"rollout.rounds_split: {self.rollout.rounds_split!r} is also evaluate.split; the best round is chosen "

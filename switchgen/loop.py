@@ -17,6 +17,7 @@ from switchgen.engines.base import Engine, WriteItem, Written
 from switchgen.engines.joint import can_write_together, families, write_together
 from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.base import Policy
+from switchgen.policies.probe import ProbePolicy
 from switchgen.policies.switcher import SwitcherPolicy
 from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
@@ -153,7 +154,7 @@ class Loop:
         for index in {*policy.writers(len(self.pool)), *forced}:
             if len(row.prompt_ids(index)) + needed > self.pool.candidates[index].engine.max_positions:
                 row.trace.finish = "too_long"
-        if row.trace.finish is None and isinstance(policy, SwitcherPolicy) and not policy.fits(row):
+        if row.trace.finish is None and not _fits(policy, row):
             row.trace.finish = "too_long"
         return row.trace.finish is None
 
@@ -171,7 +172,7 @@ class Loop:
             forced = self._forced_decision(row)
             if forced is not None:
                 yield row, self._fit(row, forced)
-            elif isinstance(policy, SwitcherPolicy) and not policy.fits(row):
+            elif not _fits(policy, row):
                 row.trace.finish = "context"
                 yield row, None
             else:
@@ -281,6 +282,11 @@ class Loop:
             row.trace.finish = "length"
         if row.trace.finish is None and decoding.last is None and row.num_written >= decoding.max_new_tokens:
             row.trace.finish = "length"
+
+
+def _fits(policy: Policy, row: Row) -> bool:
+    """Whether the model that the policy asks, if it asks one, can read the row."""
+    return not isinstance(policy, SwitcherPolicy | ProbePolicy) or policy.fits(row)
 
 
 def _empty_at_end(row: Row) -> int:

@@ -161,7 +161,8 @@ def progress(label: str, *, total: int, done: int, unit: str) -> Iterator[Callab
 
 
 def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
-    """Do every share: a single one in this process, several in processes of their own.
+    """Do every share: a single one in this process, several in processes of their own; or on Ray, where the recipe
+    says so (`engine.executor`). A share that is done again goes on after the lines that its shards hold.
 
     Args:
         name: the stage, for the processes' names and for messages.
@@ -175,6 +176,12 @@ def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
         SwitchgenError: a worker met a user's mistake (a full disk, a missing model).
         WorkerError: a worker failed or was killed; what is finished is kept.
     """
+    if not shares:
+        return []
+    if shares[0].run.recipe.engine.executor == "ray":
+        from switchgen.ray_workers import do_on_ray  # noqa: PLC0415
+
+        return do_on_ray(work, shares, name=name, folder=folder, report=report)
     if len(shares) == 1:
         return [work(shares[0], report)]
     spawn = multiprocessing.get_context("spawn")

@@ -53,6 +53,23 @@ def switcher_card(facts: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def probe_card(facts: Mapping[str, Any]) -> str:
+    """Card of a probe; `facts` is its `switchgen.json`."""
+    ladder = "\n".join(f"{index}. {name}" for index, name in enumerate(facts["candidates"]))
+    measured = "No states were held out; its accuracy is unknown."
+    if facts["n_held_out"]:
+        measured = (
+            f"Label accuracy on {facts['n_held_out']} held-out states: {facts['accuracy']:.3f}; best constant choice "
+            f"{facts['majority']:.3f}, random {facts['random']:.3f}."
+        )
+    return card({"base_model": facts["base"], "tags": ["switchgen", "switcher", "probe"]}, "A probe for a switcher", [
+        ("", f"A linear head ({facts['parameters']} numbers) on the last hidden state of `{facts['host']}`, which says "
+             f"which of these models should write the next segment:\n\n{ladder}"),
+        ("Measured", f"{facts['labels']['train']} labelled states. {measured}"),
+        ("Use", "`switcher: {kind: probe, adapter: <this folder>}` in a recipe with the same pool."),
+    ])  # fmt: skip
+
+
 def student_card(facts: Mapping[str, Any]) -> str:
     """Card of a distilled student; `facts` is its `switchgen.json`."""
     counts = facts["responses"]

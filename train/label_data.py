@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class LabelExample:
 
     state_id: str
     input_ids: list[int]
-    """The switcher's prompt and, last, the label's token."""
+    """The switcher's prompt and, last, the label's token. For a probe, what its host reads, without a label."""
     label: int
     """Index of the best candidate."""
     means: list[float]
@@ -115,6 +115,19 @@ def label_examples(
         settings: `train` of the recipe: what counts as a label, and the held-out share.
         max_length: tokens an example may have; longer traces lose their middle.
     """
+    return gather(records, lambda record: label_example(record, prompt, max_length), settings)
+
+
+def gather(
+    records: Iterable[Mapping[str, Any]],
+    make: Callable[[Mapping[str, Any]], LabelExample | None],
+    settings: TrainConfig,
+) -> LabelData:
+    """Examples of the records that count, split by query.
+
+    Args:
+        make: a record's example; None where it does not fit.
+    """
     data = LabelData()
     seen: set[str] = set()
     for record in records:
@@ -123,7 +136,7 @@ def label_examples(
             data.left_out["repeated"] += 1
             continue
         seen.add(record["id"])
-        example = label_example(record, prompt, max_length)
+        example = make(record)
         if is_tie(record, settings.labels) and not settings.keep_ties:
             data.left_out["tie"] += 1
         elif record["margin"] < settings.min_margin:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,15 +272,17 @@ def _write_share(share: Share[Sequence[_Ask]], report: Report) -> Spent:
     watch.loaded()
     pending: dict[tuple[str, int], _Ask] = {}
 
-    def rows() -> Iterator[Row]:
+    def rows(done: Collection[str]) -> Iterator[Row]:
         for ask in share.work:
+            if ask.id in done:
+                continue
             # Another purpose than an evaluation's seeds ("response"), so that no draw is shared with it.
             seed = derive_seed(settings.seed, ask.question.query.id, "distill", ask.sample)
             pending[ask.question.query.id, seed] = ask
             yield Row(writer.pool, ask.question.query, seed)
 
     with Shard(share.folder / RESPONSES) as shard:
-        for row in writer.loop(run).run(rows()):
+        for row in writer.loop(run).run(rows(shard.done)):
             ask = pending.pop((row.trace.query.id, row.trace.seed))
             record = response_record(row.trace, writer.pool.names)
             shard.append({

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,28 @@ def main(
     Raises:
         ConfigError, DataError, ModelError: found before any model is loaded.
     """
+    if run.recipe.switcher.kind == "probe":
+        return _probe(run, launcher)
     plan = prepare(run)
-    finished = finished_summary(run, plan)
+    finished = finished_summary(run, plan.settings)
     if finished is not None:
         return finished
     if launcher is not None and not is_launched():
         launch(run, Path(__file__), launcher, num_gpus=num_gpus, deepspeed=deepspeed, command=command)
         return summary_of(run)
     return fit_switcher(run, plan, deepspeed=deepspeed)
+
+
+def _probe(run: Run, launcher: Launcher | None) -> dict[str, Any]:
+    """Fit a probe instead of an LM; seconds of work, in this process."""
+    from train.probe import dependencies, fit_probe  # noqa: PLC0415
+
+    if launcher is not None or is_launched():
+        raise ConfigError("switcher.kind: probe: a probe is fitted in one process, in seconds; leave the launcher out")
+    finished = finished_summary(run, dependencies(run))
+    if finished is None:
+        fit_probe(run)
+    return finished or summary_of(run)
 
 
 def prepare(run: Run) -> SwitcherPlan:
@@ -149,7 +163,7 @@ def switcher_base(recipe: Recipe) -> CandidateConfig:
     return base
 
 
-def finished_summary(run: Run, plan: SwitcherPlan) -> dict[str, Any] | None:
+def finished_summary(run: Run, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary of a switcher that is there already, made with the same settings; None where there is none.
 
     Raises:
@@ -157,7 +171,7 @@ def finished_summary(run: Run, plan: SwitcherPlan) -> dict[str, Any] | None:
     """
     if not (run.switcher_adapter / "switchgen.json").is_file():
         return None
-    claim_stage(run.switcher_adapter, "train", plan.settings)
+    claim_stage(run.switcher_adapter, "train", settings)
     logger.info("%s is finished; delete it to train again", run.switcher_adapter)
     return summary_of(run)
 

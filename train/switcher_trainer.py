@@ -102,12 +102,16 @@ class SwitcherTrainer(SFTTrainer):
 
 
 def label_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`choice_metrics` of a trainer's predictions."""
+    return choice_metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+
+def choice_metrics(logits_NC: np.ndarray, means: Sequence[Sequence[float]] | np.ndarray) -> dict[str, float]:
     """Label accuracy and the mean score of the chosen candidates.
 
     A choice is right where no candidate's mean is better.
     """
-    chosen_N = np.asarray(prediction.predictions).argmax(axis=-1)
-    means_NC = np.asarray(prediction.label_ids)
+    chosen_N, means_NC = logits_NC.argmax(axis=-1), np.asarray(means)
     got_N = means_NC[np.arange(len(chosen_N)), chosen_N]
     return {"accuracy": float((got_N == means_NC.max(axis=-1)).mean()), "outcome": float(got_N.mean())}
 

@@ -131,6 +131,8 @@ class Engine(Protocol):
     stop_ids: frozenset[int]
     max_positions: int
     """Longest context in tokens."""
+    hidden_size: int
+    """Numbers in a hidden state."""
     stats: EngineStats
     banned_ids: torch.Tensor
     """Ids that are never drawn."""
@@ -148,6 +150,9 @@ class Engine(Protocol):
 
     def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
         """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
+
+    def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:
+        """The state that the LM head reads, after each context's last token; [rows, hidden], float64 on CPU."""
 
     def release(self, context: Context) -> None:
         """Forget a context: its row is finished."""

@@ -58,6 +58,7 @@ class SnapshotEngine:
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
         self.max_positions = max_positions
+        self.hidden_size: int = model.config.get_text_config().hidden_size
         self.max_slots = max_slots
         self.stats = EngineStats()
         self.device = model.get_input_embeddings().weight.device
@@ -121,6 +122,18 @@ class SnapshotEngine:
         """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
         self._activate()
         return score_tokens(self.model, ids, first, num_top)
+
+    @torch.inference_mode()
+    def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:
+        """The state that the LM head reads, after each context's last token; every context is read anew."""
+        self._activate()
+        rows = []
+        for context in contexts:
+            self.stats.read_tokens += len(context.ids)
+            ids = torch.tensor([context.ids], device=self.device)
+            states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            rows.append(states[0, -1].double().cpu())
+        return torch.stack(rows)
 
     def release(self, context: Context) -> None:
         """Drop the context's cache."""

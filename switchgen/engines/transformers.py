@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -63,6 +63,7 @@ class SlotEngine:
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
         self.max_positions = max_positions
+        self.hidden_size: int = model.config.get_text_config().hidden_size
         self.max_slots = max_slots
         self.halved = False
         self.family: Family | None = None
@@ -111,8 +112,7 @@ class SlotEngine:
         self.stats.read_tokens += sum(map(len, chunks)) - len(suffix) * len(contexts)
         rows_C: list[torch.Tensor] = []
         for rows in _packs(list(map(len, chunks))):
-            logits = self._read([contexts[row] for row in rows], [chunks[row] for row in rows], logits=True)
-            assert logits is not None
+            logits = self._read([contexts[row] for row in rows], [chunks[row] for row in rows], "logits")
             rows_C.extend(logits[:, list(labels)].double().cpu())
         for context in contexts:
             context.cached = len(context.ids)
@@ -122,6 +122,27 @@ class SlotEngine:
         """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
         self._activate()
         return score_tokens(self.model, ids, first, num_top)
+
+    @torch.inference_mode()
+    def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:
+        """The state that the LM head reads, after each context's last token; packed reads of what is missing."""
+        self._activate()
+        return torch.stack(in_batches(self, contexts, contexts, self._hidden))
+
+    def _hidden(self, contexts: Sequence[Context]) -> list[torch.Tensor]:
+        self._place(contexts, leave=1)
+        for context in contexts:
+            # States are not kept: the last token is fed once more where nothing is missing.
+            context.cached = min(context.cached, len(context.ids) - 1)
+        chunks = [context.ids[context.cached :] for context in contexts]
+        self.stats.read_tokens += sum(map(len, chunks))
+        rows_H: list[torch.Tensor] = []
+        for rows in _packs(list(map(len, chunks))):
+            states = self._read([contexts[row] for row in rows], [chunks[row] for row in rows], "hidden")
+            rows_H.extend(states.double().cpu())
+        for context in contexts:
+            context.cached = len(context.ids)
+        return rows_H
 
     def release(self, context: Context) -> None:
         """Free the context's slot."""
@@ -163,12 +184,14 @@ class SlotEngine:
         chunks = [context.ids[context.cached : len(context.ids) - leave] for context in missing]
         self.stats.read_tokens += sum(map(len, chunks))
         for rows in _packs(list(map(len, chunks))):
-            self._read([missing[row] for row in rows], [chunks[row] for row in rows], logits=False)
+            self._read([missing[row] for row in rows], [chunks[row] for row in rows], "hidden")
         for context, chunk in zip(missing, chunks, strict=True):
             context.cached += len(chunk)
 
-    def _read(self, contexts: Sequence[Context], chunks: Sequence[list[int]], *, logits: bool) -> torch.Tensor | None:
-        """One packed forward of each context's next tokens; logits after each chunk if wanted, shape [rows, V]."""
+    def _read(
+        self, contexts: Sequence[Context], chunks: Sequence[list[int]], wanted: Literal["hidden", "logits"]
+    ) -> torch.Tensor:
+        """One packed forward of each context's next tokens; hidden state or logits after each, [rows, H or V]."""
         started = time.perf_counter()
         spans = [
             (context.slot or 0, context.cached, len(chunk)) for context, chunk in zip(contexts, chunks, strict=True)
@@ -180,11 +203,12 @@ class SlotEngine:
             [position for _, first, count in spans for position in range(first, first + count)], device=device
         )
         plan = Plan(slots_T, positions_T, spans, [], max(first + count for _, first, count in spans))
-        if not logits:
-            self._forward(self.model.base_model, plan, ids_T[None], positions_T[None])
-            result = None
+        last = torch.tensor([len(chunk) for chunk in chunks], device=device).cumsum(0) - 1
+        result: torch.Tensor
+        if wanted == "hidden":
+            states = self._forward(self.model.base_model, plan, ids_T[None], positions_T[None]).last_hidden_state
+            result = states[0, last]
         else:
-            last = torch.tensor([len(chunk) for chunk in chunks], device=device).cumsum(0) - 1
             result = self._forward(self.model, plan, ids_T[None], positions_T[None], logits_to_keep=last).logits[0]
         self.stats.read_seconds += time.perf_counter() - started
         return result

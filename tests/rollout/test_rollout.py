@@ -72,6 +72,7 @@ def test_records(finished: Run, labels_of: ReadLabels) -> None:
         assert record["tie"] == (record["means"].count(best) > 1)
         assert record["border"] == len(record["segments"])
         assert 0 <= record["share"] <= 0.9
+        assert 0 < record["completion_tokens"] < record["tokens"] or all(record["finished"])
         assert record["tokens"] > 0
     assert {record["task"] for record in labels.values()} == {"ages", "tales"}
     tales = [record for record in labels.values() if record["task"] == "tales"]

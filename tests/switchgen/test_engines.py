@@ -123,6 +123,39 @@ def test_label_logits_are_a_plain_forwards(kind: str, max_slots: int) -> None:
     check()
 
 
+@pytest.mark.parametrize("max_slots", [2, 64])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mistral-window", "gpt2", "jamba", "bloom", "openai-gpt"])
+def test_hidden_states_are_a_plain_forwards(kind: str, max_slots: int) -> None:
+    """Asked again, after growth, of forks, of more contexts than there are slots; writing goes on as if not asked."""
+    ladder = make_ladder([kind], max_slots=max_slots)
+    engine = ladder.pool.candidates[0].engine
+    head = engine.model.get_output_embeddings()  # type: ignore[attr-defined]
+    tolerance = 1e-6 if kind in ROUGH else 1e-9
+    contexts = [Context(random_ids(4 + 9 * row, row)) for row in range(3)]
+
+    @torch.inference_mode()
+    def check(members: Sequence[Context]) -> None:
+        got = engine.hidden(members)
+        assert got.dtype == torch.float64 and got.shape == (len(members), engine.hidden_size)
+        for state, context in zip(got, members, strict=True):
+            logits = head(state.to(head.weight.dtype)).double()
+            capped = torch.tanh(logits / 30) * 30 if kind == "gemma2" else logits
+            expected = plain_logits(ladder, 0, context.ids)
+            assert torch.allclose(capped, expected, atol=tolerance, rtol=tolerance)
+
+    check(contexts)
+    check(contexts)
+    for context in contexts[1:]:
+        context.ids.extend(random_ids(11, 50))
+    check(contexts[1:])
+    with torch.inference_mode():
+        session = engine.begin(contexts[:2])
+        for logits, context in zip(session.logits(), session.contexts, strict=True):
+            assert torch.allclose(logits, plain_logits(ladder, 0, context.ids), atol=tolerance, rtol=tolerance)
+    parent = contexts[1]
+    check([*contexts, *(Context([*parent.ids, *random_ids(own, own)], parent, len(parent.ids)) for own in (0, 6))])
+
+
 def test_reads_longer_than_a_pack() -> None:
     """More than 4,096 missing tokens are read in several forwards."""
     ladder = make_ladder(["llama"], max_position_embeddings=2048, max_positions=2048)

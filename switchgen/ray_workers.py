@@ -1,0 +1,140 @@
+"""Shares of a stage's work on a Ray cluster: one actor per replica of the pool (extra `ray`).
+
+The machine or cluster is the one that RAY_ADDRESS names, else this machine. Actors write the same shards as local
+workers do, so the run folder, the models and the project must be under the same paths on every node. Where an actor
+dies, or its node, another takes its share over and goes on after its last finished line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from switchgen.errors import ConfigError, SwitchgenError
+from switchgen.workers import Report, Share, Spent, T, Work, WorkerError, at_work, take_place
+
+logger = logging.getLogger("switchgen")
+
+_POLL_SECONDS = 0.2
+_STORE_BYTES = 200 * 2**20
+"""What passes between processes is small; Ray's default takes a third of the memory."""
+REPLACEMENTS = 3
+"""How often a share is taken over before the stage fails: what kills every actor is no accident."""
+
+
+def do_on_ray(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
+    """Do every share in an actor of its own; as many at a time as the cluster has room for.
+
+    Args: see `workers.do_shares`.
+
+    Raises:
+        ConfigError: Ray is not installed.
+        SwitchgenError: an actor met a user's mistake.
+        WorkerError: an actor failed, or the actors of one share were lost again and again; what is finished is kept.
+    """
+    ray = _ray()
+    with _cluster(ray, len(shares)):
+        from ray.util.queue import Queue  # noqa: PLC0415
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+        # The reports wait on this node: it ends with the command, others may end before.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        replica = ray.remote(Replica).options(num_cpus=1, num_gpus=min(1, ray.cluster_resources().get("GPU", 0)))
+
+        def start(share: Share[T]) -> tuple[Any, Any]:
+            actor = replica.remote(os.getcwd())
+            return actor.do.remote(work, share, folder, reports), actor
+
+        at_hand = {share.worker: (share, *start(share)) for share in shares}
+        spent: list[Spent] = []
+        lost: Counter[int] = Counter()
+        while at_hand:
+            by_result = {result: worker for worker, (_, result, _) in at_hand.items()}
+            ready, _ = ray.wait(list(by_result), timeout=_POLL_SECONDS)
+            _drain(reports, report)
+            for result in ready:
+                share, _, actor = at_hand.pop(by_result[result])
+                try:
+                    spent.append(_outcome(ray.get(result), f"{name}-{share.worker}"))
+                except ray.exceptions.RayActorError as error:
+                    lost[share.worker] += 1
+                    if lost[share.worker] > REPLACEMENTS:
+                        raise WorkerError(
+                            f"{name}-{share.worker}: its actor was lost {lost[share.worker]} times; what is finished "
+                            f"is kept. The last time: {' '.join(str(error).split())[:300]}"
+                        ) from None
+                    logger.warning("%s-%d was lost; another actor takes its place", name, share.worker)
+                    at_hand[share.worker] = (share, *start(share))
+                else:
+                    ray.kill(actor)  # its place is free for a share that waits
+        _drain(reports, report)
+    return spent
+
+
+class Replica:
+    """An actor with the pool's models, in the command's working folder."""
+
+    def __init__(self, working_folder: str) -> None:
+        os.chdir(working_folder)
+
+    def do(self, work: Work[Any], share: Share[Any], folder: Path, reports: Any) -> tuple[str, Any]:
+        """Do a share; what went wrong comes back as it does from a local worker."""
+        try:
+            with at_work(folder):
+                take_place(share)
+                return "spent", work(share, reports.put)
+        except SwitchgenError as error:
+            return "error", error
+        except Exception:
+            # Whatever it was: the command fails with it.
+            return "error", traceback.format_exc()
+
+
+def _outcome(message: tuple[str, Any], worker: str) -> Spent:
+    kind, content = message
+    if kind == "spent":
+        assert isinstance(content, Spent)
+        return content
+    if isinstance(content, SwitchgenError):
+        raise content
+    raise WorkerError(f"{worker} failed; what is finished is kept\n{content}")
+
+
+def _drain(reports: Any, report: Report) -> None:
+    while not reports.empty():
+        for content in reports.get_nowait_batch(reports.qsize()):
+            report(content)
+
+
+def _ray() -> Any:
+    try:
+        import ray  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError(
+            "engine.executor: ray is not installed (pip install 'switchgen[ray]'); allowed without it: local"
+        ) from None
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any, workers: int) -> Iterator[None]:
+    """The cluster that is there, or one of this machine for as long as the block works."""
+    if ray.is_initialized():
+        yield
+        return
+    settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
+    if "RAY_ADDRESS" not in os.environ:
+        # As many places as workers were asked for, whatever the number of cores, as with local processes.
+        settings |= {"num_cpus": workers, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+    ray.init(**settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,161 @@
+"""Workers on Ray: records as from one process; a killed actor and a removed node are replaced, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kills import lines_in
+from ladders import save_ladder
+from outcomes import final_state, repeated
+
+from rollout.stage import main as rollout
+from switchgen.__main__ import main as switchgen
+from switchgen.config import Recipe
+from switchgen.errors import ConfigError
+from switchgen.rundir import Run, open_run
+from switchgen.workers import Share, WorkerError, do_shares
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+NAMES = ("base", "tuned", "aligned")
+
+
+@pytest.fixture(autouse=True)
+def _no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tokens between the processes of one machine."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder, a task, a recipe, and `alone/` with the labels and answers of one process."""
+    folder = tmp_path_factory.mktemp("ray")
+    save_ladder(folder / "ladder", NAMES)
+    rows = [{"id": str(i), "input": f"{i}: which digit?", "output": str(i % 10)} for i in range(40)]
+    task = {"name": "digits", "task_type": "exact_match", "train": rows, "test": rows[:2]}
+    (folder / "digits.json").write_text(json.dumps(task))
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"input": f"Query {i}?"}) + "\n" for i in range(40)))
+    recipe = {
+        "pool": [{"name": name, "model": str(folder / "ladder" / name), "dtype": "float64"} for name in NAMES],
+        "decoding": {"max_new_tokens": 32, "segment": 8},
+        "engine": {"max_rows": 8},
+        "tasks": [{"file": str(folder / "digits.json")}],
+        "rollout": {"queries": 24, "states": 2, "completions": 4},
+    }
+    (folder / "ray.yaml").write_text(yaml.safe_dump(recipe))
+    rollout(open_run(str(folder / "ray.yaml"), [], folder / "alone"))
+    return folder
+
+
+def on_ray(home: Path, name: str) -> Run:
+    return open_run(str(home / "ray.yaml"), ["engine.executor=ray"], home / name)
+
+
+def actors() -> list[int]:
+    """Processes of replicas at work."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::Replica.do"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def once_lines_are_there(folder: Path, count: int, strike: Callable[[], None]) -> Iterator[None]:
+    """Strike when the shards hold some lines; fails if they never did."""
+    struck, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        deadline = time.monotonic() + 500
+        while not over.is_set() and time.monotonic() < deadline:
+            if lines_in(folder, "labels-*.jsonl") >= count:
+                strike()
+                struck.set()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert struck.is_set(), "the work was done before anything could be lost"
+
+
+def assert_same(home: Path, run: Run, shards: int) -> None:
+    assert repeated(run.dir) == 0
+    assert final_state(run.dir, ["rollout"]) == final_state(home / "alone", ["rollout"])
+    assert len(list((run.dir / "rollout").glob("labels-*.jsonl"))) == shards
+
+
+def test_a_killed_actor_is_replaced(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = on_ray(home, "killed")
+    with once_lines_are_there(run.dir / "rollout", 6, lambda: os.kill(actors()[0], signal.SIGKILL)):
+        rollout(run, workers=2)
+    assert "was lost; another actor takes its place" in caplog.text
+    assert_same(home, run, shards=2)
+    assert not actors(), "left running"
+
+
+def test_a_removed_node_is_replaced(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cluster of two nodes with a place each; one goes away in mid-run, and its share moves to the other."""
+    from ray.cluster_utils import Cluster
+
+    store = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**store, "include_dashboard": False})
+    try:
+        node = cluster.add_node(**store)
+        ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
+        run = on_ray(home, "removed")
+        removal = lambda: cluster.remove_node(node, allow_graceful=False)  # noqa: E731
+        with once_lines_are_there(run.dir / "rollout", 6, removal):
+            rollout(run, workers=2)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert "was lost; another actor takes its place" in caplog.text
+    assert_same(home, run, shards=2)
+
+
+def test_infer_by_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More workers than places, and a relative path; the output is one process's."""
+    monkeypatch.chdir(home)
+    words = ["infer", "ray.yaml", "--input", "queries.jsonl", "--policy", "random", "--run-dir"]
+    assert switchgen([*words, "a", "--output", "a.jsonl"]) == 0
+    assert switchgen([*words, "b", "--output", "b.jsonl", "--executor", "ray", "--workers", "2"]) == 0
+    assert (home / "a.jsonl").read_bytes() == (home / "b.jsonl").read_bytes()
+
+
+def a_user_s_mistake(share: Share[Any], report: Any) -> Any:
+    raise ConfigError("no such thing")
+
+
+def an_end(share: Share[Any], report: Any) -> Any:
+    os._exit(9)
+
+
+def test_mistakes_and_endless_losses_end_the_stage(home: Path) -> None:
+    run = on_ray(home, "failing")
+    assert isinstance(run.recipe, Recipe)
+    run.dir.mkdir()
+    shares = [Share(run, worker, run.dir, None) for worker in range(2)]
+    with pytest.raises(ConfigError, match="no such thing"):
+        do_shares(a_user_s_mistake, shares, name="test", folder=run.dir, report=print)
+    with pytest.raises(WorkerError, match="its actor was lost 4 times"):
+        do_shares(an_end, shares[:1], name="test", folder=run.dir, report=print)
