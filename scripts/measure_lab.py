@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The lab's figures on world seeds that nothing was developed on: whole runs from scratch, then the targets' rows.
 
-    python scripts/measure_lab.py --seeds 1000 1001 1002 [--runs runs]
+    python scripts/measure_lab.py [a.b=c …] [--runs runs] --seeds 1000 1001 1002
 
 For each world seed: `switchgen run lab lab.seed=S` in RUNS/lab-S (ladder, rollouts, switcher, student, evaluation on
 all test questions, 3 run seeds), gone on with where it was stopped. Then, from its files: paired differences

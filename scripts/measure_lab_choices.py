@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each choice in the recipe `lab` is worth, on the dev split of one ladder: one change at a time.
 
-    python scripts/measure_lab_choices.py --ladder runs/lab/lab [--only base soft …] [--out runs/lab-choices]
+    python scripts/measure_lab_choices.py [a.b=c …] --ladder runs/lab/lab [--out runs/lab-choices] [--only base soft …]
 
 Every variant is the recipe with a few settings changed: labels (its own, or those of `base` where only the fit or the
 decoding differs), a switcher, and an evaluation of it on dev. Finished variants are not run again. Prints a table, and
