@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from switchgen.candidates import Pool, Switcher
 from switchgen.config import DecodingConfig, nearest
+from switchgen.engines.remote import RemoteEngine
 from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
 from switchgen.loop import Loop
@@ -83,6 +84,10 @@ def make_router(name: str, pool: Pool, *, predictor: Predictor = "aligned", judg
             f"policy {name!r} chooses at every token, which needs one vocabulary; "
             f"{base.name} and {aligned.name} differ: {difference}; segment policies (switcher, random) work with both"
         )
+    for candidate in (base, aligned):
+        if isinstance(candidate.engine, RemoteEngine):
+            raise ConfigError(f"policy {name!r} needs both models' logits at every token; {candidate.name} is behind "
+                              "servers (engine: openai)")  # fmt: skip
     last = len(pool) - 1
     if parse_router(name).rule != "baco-judge":
         return RouterPolicy(name, base.vocabulary, base=0, aligned=last, predictor=predictor)

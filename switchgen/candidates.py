@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from switchgen.config import CandidateConfig, Recipe, SwitcherConfig, nearest
 from switchgen.engines.base import Context, Engine
+from switchgen.engines.remote import RemoteEngine
+from switchgen.engines.replicas import Replicas
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import TOLERANCE, SlotEngine
 from switchgen.errors import ConfigError, ModelError
@@ -125,6 +128,9 @@ class Pool:
             assert config.base is not None
             source = CandidateConfig(name="switcher-base", model=config.base, dtype=config.dtype, device=config.device,
                                      revision=config.revision, trust_remote_code=config.trust_remote_code)  # fmt: skip
+        if source.engine != "transformers":
+            raise ModelError(f"switcher.base: {source.name!r} is behind servers; a switcher's logits are read in "
+                             "this process: name a model folder")  # fmt: skip
         wanted = {key: value for key in ("dtype", "device") if (value := getattr(config, key)) != "auto"}
         source = source.model_copy(update=wanted)
         if config.adapter is not None:
@@ -202,6 +208,8 @@ class ModelStore:
         Raises:
             ModelError: missing or unreadable files, a tokenizer that does not fit.
         """
+        if config.engine == "openai":
+            return self._remote(config, name or config.name)
         key = (config.model, config.dtype, config.device, str(config.device_map), str(config.quantization),
                str(config.revision))  # fmt: skip
         if key not in self._models:
@@ -229,6 +237,34 @@ class ModelStore:
         if isinstance(engine, SlotEngine):
             engine.family, engine.adapter = shared, adapter
         return engine
+
+    def _remote(self, config: CandidateConfig, name: str) -> RemoteEngine:
+        """A candidate behind servers; only its tokenizer and its config are loaded."""
+        settings = config.server
+        assert settings is not None
+        try:
+            model_config = AutoConfig.from_pretrained(
+                config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"{config.name}: the config of {config.model!r} cannot be loaded: {_short(error)}"
+            ) from None
+        vocabulary = self._vocabulary(config)
+        try:
+            replicas = Replicas(
+                config.name, settings.base_urls, timeout=settings.timeout, retries=settings.retries,
+                api_key=os.environ.get(settings.api_key_env) or None,
+            )  # fmt: skip
+        except ImportError:
+            raise ModelError(f"{config.name}: engine openai needs httpx: pip install 'switchgen[remote]'") from None
+        limit = getattr(model_config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        eos = vocabulary.tokenizer.eos_token_id
+        return RemoteEngine(
+            name, vocabulary, replicas, model=settings.model or config.model,
+            stop_ids=frozenset() if eos is None else frozenset({eos}), max_positions=settings.max_positions or limit,
+            in_flight=settings.in_flight, takes_tokens={"auto": None, "tokens": True, "text": False}[settings.prompts],
+        )  # fmt: skip
 
     def _vocabulary(self, config: CandidateConfig) -> Vocabulary:
         source = config.model
@@ -484,7 +520,7 @@ def check_model(config: CandidateConfig) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{config.name}: {config.model} is a folder without config.json; allowed: a saved model")
-        if not list(path.glob("*.safetensors")):
+        if config.engine == "transformers" and not list(path.glob("*.safetensors")):
             raise ModelError(f"{config.name}: {config.model} holds no *.safetensors; other weight files are not read")
     elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1 or path.is_file():
         raise ModelError(f"{config.name}: no model folder at {config.model!r}")

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 
 from switchgen.errors import ConfigError
 
@@ -32,6 +41,21 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class RemoteConfig(Section):
+    """Servers that hold a candidate (`engine: openai`)."""
+
+    base_urls: list[str] = Field(min_length=1, description="replicas, e.g. [http://gpu1:8000/v1, http://gpu2:8000/v1]")
+    model: str | None = Field(None, description="what the servers call the model; default: the candidate's `model`")
+    prompts: Literal["auto", "tokens", "text"] = Field(
+        "auto", description="prompts as token ids or as text; auto tries token ids first"
+    )
+    max_positions: int | None = Field(None, ge=1, description="context in tokens; default: what config.json says")
+    in_flight: int = Field(64, ge=1, description="requests at a time")
+    timeout: float = Field(300, gt=0, description="seconds for one request")
+    retries: int = Field(8, ge=0, description="how often a request is sent again, to another replica if there is one")
+    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the API key, if any")
+
+
 class CandidateConfig(Section):
     """One member of the pool."""
 
@@ -39,7 +63,10 @@ class CandidateConfig(Section):
     model: str = Field(min_length=1, description="a folder, or a hub name; {lab} stands for the lab's folder")
     adapter: str | None = Field(None, description="PEFT adapter over `model`: a folder or a hub name")
     prompt: str = Field("auto", description="auto | chat | plain | a template with {query} and, at its end, {trace}")
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "openai"] = Field(
+        "transformers", description="in this process; or behind servers, then `model` is the tokenizer"
+    )
+    server: RemoteConfig | None = Field(None, description="for engine: openai")
     dtype: Dtype = "auto"
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
     device_map: str | dict[str, int | str] | None = Field(None, description="accelerate's device map, for big models")
@@ -55,6 +82,24 @@ class CandidateConfig(Section):
         if value in _RESERVED_NAMES:
             raise ValueError(f"is reserved; names not allowed here: {', '.join(sorted(_RESERVED_NAMES))}")
         return value
+
+    @model_serializer(mode="wrap")
+    def _without_server(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Candidates in this process look as they did before there were servers: what is hashed stays the same."""
+        data: dict[str, Any] = dump(self)
+        if data.get("server", ...) is None:
+            del data["server"]
+        return data
+
+    @model_validator(mode="after")
+    def _server_is_openais(self) -> CandidateConfig:
+        if (self.engine == "openai") != (self.server is not None):
+            raise ValueError("engine: openai and server belong together: give both, or neither")
+        if self.engine == "openai":
+            idle = [key for key in ("adapter", "device_map", "quantization") if getattr(self, key) is not None]
+            if idle:
+                raise ValueError(f"{', '.join(idle)}: the server's own affair; not allowed with engine: openai")
+        return self
 
     @field_validator("prompt")
     @classmethod

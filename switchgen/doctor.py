@@ -79,6 +79,9 @@ def _memory(run: Run) -> list[str]:
     ]
     sizes: list[tuple[str, ModelSize]] = []
     for config in run.recipe.pool:
+        if config.server is not None:
+            lines.append(f"          {config.name}: behind {', '.join(config.server.base_urls)}")
+            continue
         size = model_size(config)
         if size is None:
             lines.append(f"          {config.name}: {config.model} is not here; size unknown")

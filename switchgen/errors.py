@@ -15,5 +15,9 @@ class DataError(SwitchgenError):
     """An input file or one of its lines is wrong."""
 
 
+class ServerError(SwitchgenError):
+    """A server that a recipe names does not answer, or refuses what it is asked."""
+
+
 class ModelError(SwitchgenError):
     """A model, adapter or tokenizer is missing, broken, or does not fit its pool."""

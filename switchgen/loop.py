@@ -1,7 +1,8 @@
 """The one loop: decide, group by writer, write, append, retire.
 
 Rows move on their own. Each waits for a decision or for a candidate; the candidate with the fullest queue writes next
-(candidates that are adapters over one base write together); a finished row makes room for a new one at once.
+(adapters over one base write together, and so do candidates behind servers); a finished row makes room for a new one at
+once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Engine, WriteItem, Written
 from switchgen.engines.joint import can_write_together, families, write_together
+from switchgen.engines.remote import RemoteEngine, write_remotely
 from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.base import Policy
 from switchgen.policies.probe import ProbePolicy
@@ -124,7 +126,7 @@ class Loop:
                 else:
                     queues[decision.writer].append((row, decision))
             undecided = []
-            # Candidates that share their weights write in one batch.
+            # Candidates that can write together do.
             writers = max(self._families, key=lambda group: sum(len(queues[index]) for index in group))
             batch = {index: queues[index] for index in writers if queues[index]}
             queues.update({index: [] for index in writers})
@@ -257,6 +259,9 @@ class Loop:
         """Each writer's segments, of all writers in one batch where they can."""
         rule, params, stop = manner
         engines = {writer: self.pool.candidates[writer].engine for writer in items}
+        remote = [(engine, items[writer]) for writer, engine in engines.items() if isinstance(engine, RemoteEngine)]
+        if len(remote) == len(items):
+            return dict(zip(items, write_remotely(remote, params, rule, stop), strict=True))
         joint = [(engine, items[writer]) for writer, engine in engines.items() if isinstance(engine, SlotEngine)]
         if len(joint) == len(items) and can_write_together(joint):
             return dict(zip(items, write_together(joint, params, rule, stop), strict=True))

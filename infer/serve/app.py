@@ -17,6 +17,7 @@ from infer.serve.answering import answer
 from infer.serve.asked import find_writer, model_names
 from infer.serve.protocol import PREFIX, ApiError, ChatBody, CompletionBody, parse
 from infer.serve.worker import Worker
+from switchgen.errors import ServerError, SwitchgenError
 
 
 def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
@@ -44,6 +45,8 @@ def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
     async def refuse(_: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
             error = ApiError(error.status_code, str(error.detail))
+        elif isinstance(error, SwitchgenError):
+            error = ApiError(502 if isinstance(error, ServerError) else 400, str(error))
         assert isinstance(error, ApiError)
         headers = {"Retry-After": "1"} if error.status == 429 else None
         return JSONResponse(error.body(), error.status, headers)
@@ -71,6 +74,7 @@ def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
 
     app.add_exception_handler(ApiError, refuse)
     app.add_exception_handler(HTTPException, refuse)
+    app.add_exception_handler(SwitchgenError, refuse)
     app.add_api_route("/health", health)
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/models/{name:path}", model)

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from switchgen.engines.base import EngineStats, WriteItem, Written
 from switchgen.engines.fitting import out_of_memory
+from switchgen.engines.remote import RemoteEngine
 from switchgen.engines.slots import Part, Plan
 from switchgen.engines.transformers import SlotEngine
 from switchgen.engines.writing import write_segments
@@ -24,7 +25,9 @@ from switchgen.segmentation import SegmentRule
 
 
 def families(engines: Sequence[object]) -> list[list[int]]:
-    """Indices of the engines that may write together, which share their weights and end and ban the same tokens.
+    """Indices of the engines that may write together.
+
+    Adapters over one base that end and ban the same tokens share a batch; requests to servers are in flight together.
 
     Every engine is in one group, most of them alone.
     """
@@ -41,6 +44,8 @@ def families(engines: Sequence[object]) -> list[list[int]]:
 
 
 def _related(one: object, other: object) -> bool:
+    if isinstance(one, RemoteEngine) and isinstance(other, RemoteEngine):
+        return True
     if not isinstance(one, SlotEngine) or not isinstance(other, SlotEngine):
         return False
     return (

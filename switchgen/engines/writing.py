@@ -14,7 +14,7 @@ from switchgen.vocabulary import Vocabulary
 
 
 @dataclass(slots=True)
-class _Pen:
+class Pen:
     """One row while its segment is written."""
 
     item: WriteItem
@@ -39,7 +39,7 @@ def write_segments(
     """
     written: list[Written | None] = [None] * len(items)
     rows = list(session.order)
-    pens = [_Pen(items[index]) for index in rows]
+    pens = [Pen(items[index]) for index in rows]
     device = banned_ids.device
     # What sampling and the next forward need stays on the device; the one thing that comes back is the tokens.
     seeds_N = torch.tensor([pen.item.seed for pen in pens], device=device)
@@ -54,7 +54,7 @@ def write_segments(
         stats.decoded_tokens += len(tokens)
         going = []
         for row, (pen, token) in enumerate(zip(pens, tokens, strict=True)):
-            result = _advance(pen, token, rule, stop, vocabulary, stop_ids)
+            result = advance(pen, token, rule, stop, vocabulary, stop_ids)
             if result is None:
                 going.append(row)
             else:
@@ -67,8 +67,8 @@ def write_segments(
     return [result for result in written if result is not None]
 
 
-def _advance(
-    pen: _Pen, token: int, rule: SegmentRule, stop: Sequence[bytes], vocabulary: Vocabulary, stop_ids: frozenset[int]
+def advance(
+    pen: Pen, token: int, rule: SegmentRule, stop: Sequence[bytes], vocabulary: Vocabulary, stop_ids: frozenset[int]
 ) -> Written | None:
     """Append one drawn token to its row; the finished segment if this ends it."""
     if token in stop_ids:
