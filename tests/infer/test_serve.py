@@ -421,6 +421,7 @@ def test_the_command(home: Path, tmp_path: Path) -> None:
 def test_lm_eval_scores_choices(server: Server) -> None:
     """lm-eval's `local-completions` gets the log-likelihoods that the candidate's plain model gives."""
     pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")  # lm-eval[api]
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 

@@ -330,7 +330,8 @@ def test_transformers_serve(ladder: Path) -> None:
             remote = generate(pool, QUERIES[:3], "aligned", decoding=decoding)
             # What the server's tokens read as is tokenized again: only the first segment is sure to be the same text.
             for one, two in zip(remote, alone, strict=True):
-                assert one.segments[0].text.startswith(two.segments[0].text[:3])
+                texts = one.segments[0].text, two.segments[0].text
+                assert len({text[: min(map(len, texts))] for text in texts}) == 1
         finally:
             process.terminate()
 
