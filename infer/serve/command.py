@@ -12,6 +12,8 @@ from switchgen.rundir import Run
 logger = logging.getLogger("switchgen")
 
 API_KEY = "SWITCHGEN_API_KEY"
+_GRACE = 10
+"""Seconds that answers may still take when the server is told to stop."""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -50,4 +52,5 @@ def main(run: Run, *, host: str | None = None, port: int | None = None, say: Cal
         worker = Worker(run, max_waiting=settings.max_waiting)
         app = make_app(worker, api_key=api_key)
         say(f"serving {', '.join(run.recipe.names)} at http://{host}:{listener.getsockname()[1]}/v1")
-        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE)
+        uvicorn.Server(config).run(sockets=[listener])

@@ -164,6 +164,13 @@ class Worker:
         return self._writers[policy]
 
     def _enter(self, ticket: Ticket) -> None:
+        try:
+            self._lane(ticket).waiting.append(ticket)
+        except Exception as error:  # whoever waits for the row is told; the thread goes on
+            self._leave()
+            ticket.fail(error)
+
+    def _lane(self, ticket: Ticket) -> Lane:
         writer, terms = self.writer(ticket.policy), ticket.row.terms
         assert terms is not None
         routed = isinstance(writer.policy, RouterPolicy)
@@ -172,7 +179,7 @@ class Worker:
             rows = self.run.recipe.engine.max_rows
             loop = make_loop(writer.pool, writer.policy, terms.decoding, max_rows=rows)
             self._lanes[key] = Lane(loop, self._leave)
-        self._lanes[key].waiting.append(ticket)
+        return self._lanes[key]
 
     def _leave(self) -> None:
         with self._lock:
