@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from typing import Any, NoReturn
 
 import torch
@@ -218,4 +219,11 @@ def write_remotely(
 ) -> list[list[Written]]:
     """Segments of several remote candidates, all their requests in flight together; in the parts' order."""
     sent = [engine.send(items, params, rule) for engine, items in parts]
-    return [engine.collect(items, answers, rule, stop) for (engine, items), answers in zip(parts, sent, strict=True)]
+    try:
+        return [
+            engine.collect(items, answers, rule, stop) for (engine, items), answers in zip(parts, sent, strict=True)
+        ]
+    finally:
+        # Where one was given up, the others need not be asked for any more.
+        for answer in chain.from_iterable(sent):
+            answer.cancel()
