@@ -263,6 +263,7 @@ class ModelStore:
         return RemoteEngine(
             name, vocabulary, replicas, model=settings.model or config.model,
             stop_ids=frozenset() if eos is None else frozenset({eos}), max_positions=settings.max_positions or limit,
+            hidden_size=getattr(model_config.get_text_config(), "hidden_size", 0),
             in_flight=settings.in_flight, takes_tokens={"auto": None, "tokens": True, "text": False}[settings.prompts],
         )  # fmt: skip
 

@@ -50,6 +50,7 @@ class RemoteEngine:
         model: str,
         stop_ids: frozenset[int],
         max_positions: int,
+        hidden_size: int,
         in_flight: int,
         takes_tokens: bool | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class RemoteEngine:
         self.vocabulary = vocabulary
         self.stop_ids = stop_ids
         self.max_positions = max_positions
+        self.hidden_size = hidden_size
         self.stats = EngineStats()
         self.banned_ids = torch.empty(0, dtype=torch.long)
         self.takes_tokens = takes_tokens
@@ -112,6 +114,14 @@ class RemoteEngine:
             ConfigError: always.
         """
         raise self._lacks("as a switcher or judge")
+
+    def hidden(self, contexts: Sequence[Context]) -> NoReturn:
+        """Not over the wire.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise self._lacks("under a probe")
 
     def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
         """Not over the wire.

@@ -279,6 +279,8 @@ def test_what_needs_logits_is_refused(ladder: Path) -> None:
         make_policy("baco-p@0.3", pool)
     with pytest.raises(ModelError, match="behind servers"):
         pool.load_switcher(SwitcherConfig())
+    with pytest.raises(ConfigError, match="under a probe"):
+        pool.candidates[0].engine.hidden([])
     with pytest.raises(ConfigError, match="log-probabilities"):
         pool.candidates[0].engine.token_scores([1, 2], 0, 1)
 
