@@ -99,6 +99,8 @@ def _memory(run: Run) -> list[str]:
     switcher = sizes[bases[0] if bases else -1][1]
     process = resident_bytes()
     lines.append(f"          this process as it is: {_size(process)}")
+    if run.recipe.switcher.kind == "probe":
+        lines.append("          with an LM switcher; a probe needs less, it has neither weights nor caches of its own:")
     for way in arrangements(sizes, switcher, load):
         devices = "" if way.devices == 1 else f" of {way.devices}, the fullest"
         lines.append(

@@ -25,6 +25,8 @@ from switchgen.errors import ConfigError
 from switchgen.rundir import Run, open_run
 from switchgen.workers import Share, WorkerError, do_shares
 
+# A busy machine takes longer than half a minute to start Ray's processes; read when ray is imported.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
