@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from switchgen.assembly import DISTILLED, JUDGE, distilled_candidate, fingerprint, switcher_adapter
+from switchgen.api import is_share
+from switchgen.assembly import JUDGE, fingerprint, is_own_model, own_candidate, switcher_adapter
 from switchgen.config import CandidateConfig
+from switchgen.policies.masked import split_name
+from switchgen.policies.responses import is_response_policy, parse_response_policy
+from switchgen.policies.routers import is_router
+from switchgen.policies.routing import ROUTING, ROUTING_POLICIES
 from switchgen.rundir import Run
 from switchgen.weights import weights_hash
 
@@ -16,12 +22,12 @@ def response_claim(run: Run, policy: str) -> dict[str, Any]:
     Weights count by what the files hold: a switcher that was trained anew in the same folder is another switcher.
     """
     weights: dict[str, Any] = {config.name: _weights_of(config) for config in _writers(run, policy)}
-    if policy in ("switcher", "untuned"):
+    if split_name(policy)[0] in ("switcher", "untuned", *ROUTING_POLICIES):
         settings = run.recipe.switcher
         base = settings.base or run.recipe.names[-1]
         known = {config.name: config for config in run.recipe.pool}
         weights["switcher base"] = _weights_of(known[base]) if base in known else weights_hash(base, settings.revision)
-    if policy == "switcher":
+    if split_name(policy)[0] in ("switcher", ROUTING):
         weights["switcher"] = weights_hash(switcher_adapter(run))
     judge = run.recipe.router.judge
     if policy == JUDGE and judge is not None and judge not in run.recipe.names:
@@ -30,11 +36,44 @@ def response_claim(run: Run, policy: str) -> dict[str, Any]:
 
 
 def _writers(run: Run, policy: str) -> list[CandidateConfig]:
-    if policy == DISTILLED:
-        return [distilled_candidate(run)]
+    if is_own_model(policy) and policy not in run.recipe.names:
+        return [own_candidate(run, policy)]
     return [config for config in run.recipe.pool if policy not in run.recipe.names or config.name == policy]
 
 
 def _weights_of(config: CandidateConfig) -> str | list[str]:
     model = weights_hash(config.model, config.revision)
     return model if config.adapter is None else [model, weights_hash(config.adapter)]
+
+
+def weights_bytes(run: Run, policy: str) -> int | None:
+    """Bytes of the weights that a policy needs, each model once, in its files' dtype; None for models of the hub."""
+    recipe = run.recipe
+    configs = _needed(run, policy)
+    folders = [folder for config in configs for folder in (config.model, config.adapter) if folder is not None]
+    if split_name(policy)[0] in ("switcher", "untuned", *ROUTING_POLICIES):
+        base = recipe.switcher.base or recipe.names[-1]
+        folders.append(next((config.model for config in recipe.pool if config.name == base), base))
+    if split_name(policy)[0] in ("switcher", ROUTING):
+        folders.append(switcher_adapter(run))
+    if policy == JUDGE and recipe.router.judge not in (None, *recipe.names):
+        folders.append(str(recipe.router.judge))
+    if not all(Path(folder).is_dir() for folder in folders):
+        return None
+    return sum(path.stat().st_size for folder in set(folders) for path in Path(folder).glob("*.safetensors"))
+
+
+def _needed(run: Run, policy: str) -> list[CandidateConfig]:
+    """The candidates that write or are read under a policy."""
+    pool = run.recipe.pool
+    configs = _writers(run, policy)
+    if is_response_policy(policy) and policy not in run.recipe.names:
+        named = parse_response_policy(policy, run.recipe.names)
+        own = {"best-of": pool[-1:], "refine": [pool[0], pool[-1]]}.get(named.rule, configs)
+        chosen = [config for config in pool if config.name in named.names] or own
+        scorer = run.recipe.baselines.scorer or run.recipe.names[-1]
+        reads = named.rule == "best-of" and run.recipe.baselines.select == "likelihood"
+        return [*chosen, *(config for config in pool if reads and config.name == scorer)]
+    if is_router(policy) or is_share(policy):
+        return [pool[0], pool[-1]]
+    return configs

@@ -18,12 +18,16 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from infer.choosing import BY_LIKELIHOOD, check_choosing
+from infer.claims import weights_bytes
+from infer.merging import main as merge
 from infer.questions import Questions, load_questions
 from infer.responses import claim_responses, write_missing
 from infer.results import Cell, results_document
 from infer.scores import scored_cells
 from switchgen.assembly import check_writers
 from switchgen.errors import ConfigError
+from switchgen.merges import is_merge
 from switchgen.rundir import Run, lock, provenance, write_json
 from switchgen.workers import num_workers_of
 
@@ -49,6 +53,8 @@ def main(run: Run, *, rescore: bool = False, workers: int | None = None) -> JSON
     tasks = load_questions(run)
     _check_settings(run, tasks)
     if not rescore:
+        if merges := [name for name in run.recipe.evaluate.policies if is_merge(name)]:
+            merge(run, merges)
         check_writers(run, run.recipe.evaluate.policies)
     folder = run.dir / "evaluation"
     with lock(folder):
@@ -67,6 +73,15 @@ def _check_settings(run: Run, tasks: Sequence[Questions]) -> None:
         raise ConfigError(
             f"evaluate.against: {settings.against!r} is not evaluated; allowed: {', '.join(settings.policies)}"
         )
+    by_judge = [questions.name for questions in tasks if questions.task.metric == "judge"]
+    if by_judge and settings.judge is None:
+        raise ConfigError(
+            f"evaluate.judge is not set, and a judge scores {', '.join(by_judge)}; give its url and model, or leave "
+            "the task out"
+        )
+    for questions in tasks:
+        if questions.metric == BY_LIKELIHOOD:
+            check_choosing(settings.policies, questions.name)
     by_reward = [questions.name for questions in tasks if questions.task.metric == "reward_model"]
     if by_reward and settings.reward_model is None:
         raise ConfigError(
@@ -109,6 +124,7 @@ def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
         },
         "decoding": recipe.decoding.model_dump(mode="json"),
         "not_answered": not_answered,
+        "weights_bytes": {policy: weights_bytes(run, policy) for policy in recipe.evaluate.policies},
         "versions": facts["versions"],
         "python": facts["python"],
         "machine": facts["machine"],

@@ -35,6 +35,11 @@ class Questions:
         return self.task.metric
 
     @property
+    def exact(self) -> bool:
+        """Whether the task enters the mean over exact tasks."""
+        return METRICS[self.metric].exact
+
+    @property
     def scored_singly(self) -> bool:
         """Whether one response can be scored by itself, without a model."""
         return METRICS[self.metric].score is not None

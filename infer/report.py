@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infer.report_analyses import analyses_markdown, analyses_of, read_analyses
 from infer.report_data import Responses, check_results, read_responses, read_results
 from infer.report_page import render_page
 from infer.report_sweep import read_sweep, sweep_table
@@ -27,11 +28,11 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         DataError: results are missing, or a file holds something else than its schema says.
     """
-    sweep = read_sweep(run_dir)
+    sweep, documents = read_sweep(run_dir), read_analyses(run_dir)
     if sweep is not None and not (run_dir / "evaluation" / "results.json").is_file():
         meta = {key: sweep[key] for key in ("recipe", "date", "hardware", "candidates")}
         results: dict[str, Any] = {"schema": 1, "rows": [], "comparisons": [], "meta": meta}
-        return _write(run_dir, results, None, sweep)
+        return _write(run_dir, results, None, sweep, documents)
     results = read_results(run_dir)
     meta = results.get("meta") or {}
     policies = list(dict.fromkeys(row["policy"] for row in results["rows"]))
@@ -39,15 +40,22 @@ def write_report(run_dir: Path) -> Path:
     only = {key: list(meta[key]) for key in ("policies", "tasks") if meta.get(key)}
     shown = [task for task in tasks if task != MEAN]
     responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, only=only)
-    return _write(run_dir, results, responses, sweep)
+    return _write(run_dir, results, responses, sweep, documents)
 
 
-def _write(run_dir: Path, results: dict[str, Any], responses: Responses | None, sweep: dict[str, Any] | None) -> Path:
+def _write(
+    run_dir: Path,
+    results: dict[str, Any],
+    responses: Responses | None,
+    sweep: dict[str, Any] | None,
+    documents: dict[str, Any],
+) -> Path:
     folder = run_dir / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "results.md", results_markdown(results, sweep))
+    analyses = analyses_of(results, responses, documents)
+    _replace(folder / "results.md", results_markdown(results, sweep, analyses))
     page = folder / "index.html"
-    _replace(page, render_page(results, responses, sweep))
+    _replace(page, render_page(results, responses, sweep, analyses))
     return page
 
 
@@ -64,7 +72,9 @@ def results_table(results: dict[str, Any]) -> str:
     return _table_lines(table_of(results))
 
 
-def results_markdown(results: dict[str, Any], sweep: dict[str, Any] | None = None) -> str:
+def results_markdown(
+    results: dict[str, Any], sweep: dict[str, Any] | None = None, analyses: Sequence[dict[str, Any]] = ()
+) -> str:
     """The whole Markdown twin: title, table, comparisons, where the figures come from."""
     meta = results.get("meta") or {}
     parts = [f"# Results: {line_of(meta.get('recipe', 'run'))}", ""]
@@ -84,14 +94,17 @@ def results_markdown(results: dict[str, Any], sweep: dict[str, Any] | None = Non
             "",
         ]
     if sweep is not None:
-        parts += ["## Diversity and quality", "", sweep_table(sweep)]
+        parts += ["## Diversity and quality", "", sweep_table(sweep), ""]
+    if analyses:
+        parts.append(analyses_markdown(analyses))
     return "\n".join(parts)
 
 
 def _table_lines(table: Table) -> str:
     head = ["policy", *table.tasks]
-    priced = [key for key in ("tokens", "seconds") if any(getattr(row, key) is not None for row in table.rows)]
-    head += [f"{key} / response" for key in priced]
+    titles = {"tokens": "tokens / response", "seconds": "seconds / response", "weights": "weights, MB"}
+    priced = [key for key in titles if any(getattr(row, key) is not None for row in table.rows)]
+    head += [titles[key] for key in priced]
     lines = []
     for row in table.rows:
         cells = [_with_interval(cell.text, cell.interval) for cell in row.cells]

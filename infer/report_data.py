@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from infer.sequences import Spoken
 from infer.stats import FloatArray
 from switchgen.errors import DataError
 from switchgen.records import read_records
@@ -40,6 +41,7 @@ class Tally:
     share_BW: FloatArray = field(default_factory=lambda: np.zeros((NUM_BINS, 0)))  # sums over responses with text
     tokens_W: FloatArray = field(default_factory=lambda: np.zeros(0))
     scores: dict[tuple[str, int], float | None] = field(default_factory=dict)  # (question id, seed) → score
+    spoken: list[Spoken] = field(default_factory=list)  # who wrote the scored responses
 
     def add(self, response: Mapping[str, Any], writers: Mapping[str, int]) -> None:
         """Counts one response line; `writers` numbers the writers met so far."""
@@ -49,7 +51,10 @@ class Tally:
         self.num_segments += len(segments)
         names = [segment["writer"] for segment in segments if segment["writer"] != CUE_WRITER]
         self.num_switches += sum(a != b for a, b in zip(names, names[1:], strict=False))
-        self.scores[response["id"], response["seed"]] = response.get("score")
+        score = response.get("score")
+        self.scores[response["id"], response["seed"]] = score
+        if score is not None:
+            self.spoken.append(Spoken(response.get("task", ""), response["id"], tuple(names), float(score)))
         missing = len(writers) - self.tokens_W.size
         if missing:
             self.tokens_W = np.pad(self.tokens_W, (0, missing))

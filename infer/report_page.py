@@ -41,16 +41,29 @@ NUM_COLOURS = 8  # writer colours and patterns in the style sheet; further write
 _PANEL = (300.0, 96.0)  # width and height of a who-writes-where plot, in its own units
 
 _FACTS = ("date", "hardware", "world_seed", "seeds", "version")  # meta data that stand under the title
-_ELSEWHERE = ("distillation", "recipe", "notes", "not_answered", *_FACTS)  # meta data that have their own place
+_ELSEWHERE = (
+    "distillation",
+    "weights_bytes",
+    "recipe",
+    "notes",
+    "not_answered",
+    *_FACTS,
+)  # meta data that have their own place
 _SHOWN_IDS = 12
 _SHOWN_ITEMS = 20
 
 
-def render_page(results: Mapping[str, Any], responses: Responses | None, sweep: Mapping[str, Any] | None = None) -> str:
+def render_page(
+    results: Mapping[str, Any],
+    responses: Responses | None,
+    sweep: Mapping[str, Any] | None = None,
+    analyses: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """`report/index.html` as text; the same input gives the same page.
 
     Args:
         sweep: the document of `sweep/results.json`, if there is one.
+        analyses: sections of tables (`report_analyses`).
     """
     meta = dict(results.get("meta") or {})
     candidates = list(meta.get("candidates") or [])
@@ -68,7 +81,8 @@ def render_page(results: Mapping[str, Any], responses: Responses | None, sweep: 
         lead=_lead(results, table, focus, rival),
         table=table,
         price_scale={
-            key: max((getattr(row, key) or 0.0 for row in table.rows), default=0.0) for key in ("tokens", "seconds")
+            key: max((getattr(row, key) or 0.0 for row in table.rows), default=0.0)
+            for key in ("tokens", "seconds", "weights")
         },
         comparisons=_by_policy(results, focus),
         notes=_notes(meta),
@@ -84,6 +98,7 @@ def render_page(results: Mapping[str, Any], responses: Responses | None, sweep: 
         outcomes=outcomes_of(responses, focus, rivals) if responses and focus else [],
         surplus=surplus_of(responses, focus, candidates) if responses and focus else {},
         sweep=None if sweep is None else sweep_view(dict(sweep)),
+        analyses=analyses,
         distillation=_tables(meta.get("distillation")),
         responses=responses,
         embedded=Markup(responses.embedded) if responses else None,

@@ -14,10 +14,10 @@ import numpy as np
 
 from infer.report_data import RIGHT, Responses, Tally
 from infer.stats import FloatArray, SolvedAlone, holm, solved_by_none_else
+from switchgen.baselines import family_of
 
 MEAN = "mean"
 CLEAR = 0.05  # a corrected p up to here is called clear
-_SWITCHING = ("switcher", "untuned", "random", "baco-", "nudging@", "average@", "segment-rand@", "response-rand@")
 _BLANK = "–"
 
 Row = Mapping[str, Any]
@@ -43,6 +43,7 @@ class TableRow:
     cells: tuple[Cell, ...]  # in the order of `Table.tasks`
     tokens: float | None  # per response
     seconds: float | None
+    weights: float | None  # MB of the models that it needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def number(value: float | None, percent: bool, sign: bool = False) -> str:
 
 
 def price(value: float | None) -> str:
-    """Tokens or seconds of one response, to about three digits."""
+    """Tokens or seconds of one response, or megabytes, to about three digits."""
     if value is None:
         return _BLANK
     return next((f"{value:.{digits}f}" for least, digits in ((100, 0), (10, 1), (1, 2), (0.1, 3)) if value >= least),
@@ -143,14 +144,17 @@ def table_of(results: Row) -> Table:
     policies = list(dict.fromkeys(policy for policy, _ in rows))
     found = list(dict.fromkeys(task for _, task in rows))
     tasks = tuple(([MEAN] if MEAN in found else []) + [task for task in found if task != MEAN])
-    candidates = list((results.get("meta") or {}).get("candidates") or [])
+    meta = results.get("meta") or {}
+    candidates, sizes = list(meta.get("candidates") or []), meta.get("weights_bytes") or {}
     scales = {task: _scale([row for (_, t), row in rows.items() if t == task]) for task in tasks}
     best = {task: _highest([row for (_, t), row in rows.items() if t == task]) for task in tasks}
     lines: dict[str, list[TableRow]] = {}
     for policy in _ordered(policies, candidates):
         cells = tuple(_cell(rows.get((policy, task)), scales[task], best[task]) for task in tasks)
         tokens, seconds = (_price(results["rows"], policy, key) for key in ("tokens", "seconds"))
-        lines.setdefault(_group(policy, candidates), []).append(TableRow(policy, cells, tokens, seconds))
+        weights = sizes[policy] / 1e6 if sizes.get(policy) else None
+        row = TableRow(policy, cells, tokens, seconds, weights)
+        lines.setdefault(family_of(policy, candidates), []).append(row)
     metrics = tuple(_metric([row for (_, t), row in rows.items() if t == task]) for task in tasks)
     return Table(tasks, metrics, tuple((title, tuple(group)) for title, group in lines.items()))
 
@@ -275,14 +279,6 @@ def _over_seeds(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
 def _ordered(policies: Sequence[str], candidates: Sequence[str]) -> list[str]:
     singles = [name for name in candidates if name in policies]
     return singles + [name for name in policies if name not in candidates]
-
-
-def _group(policy: str, candidates: Sequence[str]) -> str:
-    if policy in candidates:
-        return "One candidate alone"
-    if policy.startswith(_SWITCHING):
-        return "Taking turns"
-    return "One model again" if policy.startswith("distilled") else "Other ways to combine"
 
 
 def _scale(rows: Sequence[Row]) -> tuple[float, float]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from infer.batch import check_conversations
+from infer.choosing import BY_LIKELIHOOD, chosen_options
 from infer.claims import response_claim
 from infer.questions import Questions, reference_text
 from switchgen.api import response_seed
-from switchgen.assembly import DISTILLED, Writer, fingerprint, load_writers
+from switchgen.assembly import Writer, fingerprint, is_own_model, load_writers
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import content_hash
 from switchgen.records import SCHEMA, response_record
@@ -40,21 +41,23 @@ from switchgen.workers import (
 logger = logging.getLogger("switchgen")
 
 JSON = dict[str, Any]
+_CHOSEN_TOGETHER = 64
+"""Questions answered by likelihood between two writes."""
 
 
 def run_seeds(run: Run, policy: str) -> list[int]:
     """The run seeds of a policy: one will do where nothing is drawn (greedy decoding, always the same writer)."""
     seeds = run.recipe.evaluate.seeds
-    fixed = policy in run.recipe.names or policy == DISTILLED
+    fixed = policy in run.recipe.names or is_own_model(policy)
     return seeds[:1] if fixed and run.recipe.decoding.temperature == 0 else seeds
 
 
 def responses_path(folder: Path, policy: str, task: str, seed: int) -> Path:
     """The file of a policy's responses to a task in a run."""
-    return folder / "responses" / f"{_file_name(policy)}--{_file_name(task)}--{seed}.jsonl"
+    return folder / "responses" / f"{file_name(policy)}--{file_name(task)}--{seed}.jsonl"
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """The name with nothing that a file system may dislike; different names stay different."""
     plain = re.sub(r"[^A-Za-z0-9._@+-]", "_", name)[:80].lstrip(".").replace("--", "-")
     return plain if plain == name else f"{plain}-{content_hash(name, length=6)}"
@@ -79,7 +82,7 @@ def claim_responses(run: Run, folder: Path, tasks: Sequence[Questions], *, saved
 
 
 def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[str, Any], *, saved_only: bool) -> None:
-    place = folder / "claims" / f"{_file_name(policy)}--{_file_name(questions.name)}"
+    place = folder / "claims" / f"{file_name(policy)}--{file_name(questions.name)}"
     stage = place / "stage.json"
     pattern = responses_path(folder, policy, questions.name, 0).name.removesuffix("0.jsonl") + "*.jsonl"
     responses = folder / "responses" / pattern
@@ -179,6 +182,10 @@ def _query(ask: _Ask, index: int) -> Query:
 
 def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:
     """A worker's missing responses of one policy, all tasks and seeds, through one loop: its batches stay full."""
+    likely = [index for index, ask in enumerate(asks) if ask.questions.metric == BY_LIKELIHOOD]
+    if likely:
+        _choose(share, policy, writer, [asks[index] for index in likely], report)
+        asks = [ask for index, ask in enumerate(asks) if index not in set(likely)]
     names = [responses_path(Path(), policy, ask.questions.name, ask.seed).name for ask in asks]
     with ExitStack() as stack:
         shards = {name: stack.enter_context(Shard(share.folder / name)) for name in dict.fromkeys(names)}
@@ -197,8 +204,40 @@ def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask],
             report(row.trace.num_tokens)
 
 
-def _response(ask: _Ask, policy: str, trace: Trace, names: Sequence[str], seconds: float) -> JSON:
+def _choose(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:
+    """A worker's missing answers to questions that are answered by likelihood; the same in every run seed."""
+    with ExitStack() as stack:
+        shards: dict[str, Shard] = {}
+        for start in range(0, len(asks), _CHOSEN_TOGETHER):
+            batch = asks[start : start + _CHOSEN_TOGETHER]
+            began = time.monotonic()
+            queries = [_query(ask, index) for index, ask in enumerate(batch)]
+            found = chosen_options(share.run, writer, queries, [ask.example for ask in batch])
+            seconds = (time.monotonic() - began) / len(batch)
+            for ask, query, choice in zip(batch, queries, found, strict=True):
+                name = responses_path(Path(), policy, ask.questions.name, ask.seed).name
+                if name not in shards:
+                    shards[name] = stack.enter_context(Shard(share.folder / name))
+                if ask.example.id in shards[name].done:  # by a worker that was lost
+                    continue
+                trace = Trace(query, 0, finish="too_long" if choice["output"] is None else "eos")
+                record = _response(ask, policy, trace, writer.pool.names, seconds, choice["output"])
+                shards[name].append({**record, "options": choice["options"]})
+                report(0)
+
+
+def _response(
+    ask: _Ask,
+    policy: str,
+    trace: Trace,
+    names: Sequence[str],
+    seconds: float,
+    output: str | None = None,
+) -> JSON:
+    """A finished response as it is kept; `output` is an option that was chosen and not written."""
     record = response_record(trace, names)
+    if output is not None:
+        record["output"] = output
     value, extracted = ask.questions.score(ask.example, record["output"])
     return {
         "schema": SCHEMA,
@@ -209,6 +248,7 @@ def _response(ask: _Ask, policy: str, trace: Trace, names: Sequence[str], second
         "question": ask.example.query,
         "reference": reference_text(ask.example),
         **{key: record[key] for key in ("output", "segments", "finish", "usage")},
+        **({"drafts": record["drafts"]} if "drafts" in record else {}),
         "seconds": round(seconds, 4),
         "score": value,
         "extracted": extracted,

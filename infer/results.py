@@ -172,6 +172,7 @@ def _comparisons(
             rivals = [rival] if rival is not None and (against is not None or policy not in singles) else []
             if policy == "switcher":
                 rivals += [name for name in ("random", "untuned") if name in policies]
+            rivals += [name for name in policies if name.startswith(f"{policy}~")]  # without a candidate
             if policy == DISTILLED and student_base in policies:
                 rivals.append(student_base)
             for other in rivals:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infer.questions import Questions
+from infer.questions import Questions, reference_text
 from infer.responses import responses_path, run_seeds
 from infer.results import Cell
 from switchgen.errors import DataError
 from switchgen.rundir import Run, Shard, json_line, write_atomic
 from switchgen.scoring import METRICS, RewardModelScorer
+from switchgen.scoring.judge import JudgeScorer
 
 JSON = dict[str, Any]
 
@@ -31,6 +32,7 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
     reward: RewardModelScorer | None = None
     if run.recipe.evaluate.reward_model is not None:
         reward = RewardModelScorer(run.recipe.evaluate.reward_model, too_long="nan")
+    judge = None if run.recipe.evaluate.judge is None else JudgeScorer(run.recipe.evaluate.judge)
     cells = []
     for policy in run.recipe.evaluate.policies:
         seconds, tokens = 0.0, 0
@@ -39,7 +41,7 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
             for seed in run_seeds(run, policy):
                 path = responses_path(folder, policy, questions.name, seed)
                 records = saved_responses(path, questions)
-                if _score(questions, records, reward, again=rescore):
+                if _score(questions, records, reward, judge, again=rescore):
                     write_atomic(path, "".join(json_line(record).decode() for record in records.values()))
                 own.append(_cell(policy, questions, seed, records))
                 seconds += sum(record["seconds"] for record in records.values())
@@ -71,7 +73,14 @@ def saved_responses(path: Path, questions: Questions) -> dict[str, JSON]:
     return records
 
 
-def _score(questions: Questions, records: Mapping[str, JSON], reward: RewardModelScorer | None, *, again: bool) -> bool:
+def _score(
+    questions: Questions,
+    records: Mapping[str, JSON],
+    reward: RewardModelScorer | None,
+    judge: JudgeScorer | None,
+    *,
+    again: bool,
+) -> bool:
     """Score records in place; whether anything changed."""
     examples = {example.id: example for example in questions.task.examples}
     stale = [record for record in records.values() if record["id"] in examples and (again or record["score"] is None)]
@@ -86,6 +95,13 @@ def _score(questions: Questions, records: Mapping[str, JSON], reward: RewardMode
         for record, value in zip(answered, values, strict=True):
             # NaN: beyond the reward model's own context.
             record["score"] = None if math.isnan(value) else value
+    if questions.metric == "judge" and answered:
+        assert judge is not None, "checked before anything was written"
+        own = [examples[record["id"]] for record in answered]
+        outputs = [record["output"] for record in answered]
+        ratings = judge.score_batch([one.messages for one in own], outputs, [reference_text(one) for one in own])
+        for record, rating in zip(answered, ratings, strict=True):
+            record["score"] = rating
     return before != [(record["score"], record["extracted"]) for record in stale]
 
 

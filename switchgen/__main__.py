@@ -58,9 +58,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workers(distill, "distill", "processes that write the responses")
     evaluate = _add(verbs, "evaluate", _evaluate, "tasks x policies x run seeds",
                     ["switchgen evaluate lab", "switchgen evaluate lab --workers 2", "switchgen evaluate lab --rescore",
-                     "switchgen evaluate lab 'evaluate.policies=[aligned, switcher]' evaluate.limit=50"])  # fmt: skip
+                     "switchgen evaluate lab 'evaluate.policies=[aligned, switcher]' evaluate.limit=50",
+                     "switchgen evaluate lab evaluate.baselines=true"])  # fmt: skip
     evaluate.add_argument("--rescore", action="store_true", help="score the saved answers again, without generating")
     _add_workers(evaluate, "evaluate")
+    merge = _add(verbs, "merge", _merge, "models merged of the candidates: soups, DARE-TIES, extrapolation",
+                 ["switchgen merge lab", "switchgen merge lab --methods soup greedy-soup"])  # fmt: skip
+    merge.add_argument("--methods", nargs="+", default=["soup", "greedy-soup", "dare-ties@0.5", "expo@0.3"],
+                       metavar="NAME", help="soup, greedy-soup, dare-ties@DENSITY, expo@A; each is also a policy's "
+                       "name (default: %(default)s)")  # fmt: skip
     _add(verbs, "sweep", _sweep, "diversity and quality of methods over γ and temperature: Coverage, Dominance",
          ["switchgen sweep lab",
           "switchgen sweep lab sweep.prompts=10 sweep.samples=8 'sweep.splits=[dev]'"])  # fmt: skip
@@ -69,6 +75,27 @@ def build_parser() -> argparse.ArgumentParser:
                       "switchgen calibrate lab --quality 0.95 --diversity-metric vendi_score"])  # fmt: skip
     _add_calibrate(calibrate)
     _add(verbs, "report", _report, "the page people look at: report/index.html", ["switchgen report lab"])
+    segments = _add(verbs, "segments", _segments, "the same questions with other segment lengths",
+                    ["switchgen segments lab", "switchgen segments lab --tokens 10 25 50 100 --ends sentence line",
+                     "switchgen segments lab 'evaluate.policies=[switcher]' evaluate.limit=50"])  # fmt: skip
+    segments.add_argument("--tokens", nargs="*", type=_positive, default=[10, 25, 50, 100], metavar="N",
+                          help="lengths in tokens (default: %(default)s)")  # fmt: skip
+    segments.add_argument("--ends", nargs="*", choices=["sentence", "line"], default=["sentence", "line"],
+                          help="adaptive segments (default: both)")  # fmt: skip
+    _add_workers(segments, "evaluate")
+    safety = _add(verbs, "safety", _safety, "prompts to refuse: refusal rates under policies and constraints",
+                  ["switchgen safety my-ladder.yaml --prompts harmful.jsonl",
+                   "switchgen safety my-ladder.yaml --prompts harmful.jsonl --quality --limit 200"])  # fmt: skip
+    safety.add_argument("--prompts", type=Path, metavar="FILE", help='lines of {"input": "…"}, with '
+                        '"should_refuse": false where a refusal would be too much')  # fmt: skip
+    safety.add_argument("--quality", action="store_true", help="evaluate the recipe's tasks under each constraint, too")
+    safety.add_argument("--limit", type=_positive, metavar="N", help="prompts")
+    _add_workers(safety, "evaluate")
+    harness = _add(verbs, "lm-eval", _lm_eval, "tasks of lm-evaluation-harness on a pool and a policy",
+                   ["switchgen lm-eval lab --policy random --include-path my-tasks --tasks my_task",
+                    "switchgen lm-eval my-ladder.yaml --policy switcher --tasks gsm8k arc_challenge --limit 100",
+                    "switchgen lm-eval my-ladder.yaml --policy switcher --tasks lambada_openai --mc 64"])  # fmt: skip
+    _add_harness(harness)
     _add(verbs, "doctor", _doctor, "machine, versions, recipe check, memory and cost, before anything is spent",
          ["switchgen doctor lab", "switchgen doctor my-ladder.yaml engine.max_rows=128"])  # fmt: skip
     bench = _add(verbs, "bench", _bench, "what switching costs on this machine, with random weights",
@@ -151,6 +178,18 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
                         "that is defined)")  # fmt: skip
     parser.add_argument("--diversity-metric", metavar="NAME", help="a diversity metric of the sweep (default: "
                         "num_clusters, vendi_score or adjusted_distinct, the first that is defined)")  # fmt: skip
+
+
+def _add_harness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", metavar="P", help="who writes (default: infer.policy)")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="tasks or groups, as lm-eval calls them")
+    parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with tasks of your own (YAML)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="documents a task")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: the task's)")
+    parser.add_argument("--mc", type=_positive, metavar="N", help="estimate the likelihood of texts longer than a "
+                        "segment from N sequences of writers (default: they are refused)")  # fmt: skip
+    parser.add_argument("--seed", type=int, help="run seed (default: infer.seed)")
+    parser.add_argument("--log-samples", action="store_true", help="keep every document's answers in the results")
 
 
 def _positive(text: str) -> int:
@@ -279,6 +318,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     say(results_table(evaluate(_open(arguments), rescore=arguments.rescore, workers=arguments.workers)))
 
 
+def _merge(arguments: argparse.Namespace) -> None:
+    from infer.merging import main as merge  # noqa: PLC0415
+
+    _report_summary(merge(_open(arguments), arguments.methods))
+
+
 def _sweep(arguments: argparse.Namespace) -> None:
     from infer.report_sweep import sweep_table  # noqa: PLC0415
     from infer.sweep import main as sweep  # noqa: PLC0415
@@ -305,6 +350,42 @@ def _report(arguments: argparse.Namespace) -> None:
     from infer.report import write_report  # noqa: PLC0415
 
     say(f"report: {write_report(_open(arguments).dir)}")
+
+
+def _segments(arguments: argparse.Namespace) -> None:
+    from infer.report_analyses import analyses_markdown, analyses_of  # noqa: PLC0415
+    from infer.segment_lengths import main as segments  # noqa: PLC0415
+
+    document = segments(_open(arguments), tokens=arguments.tokens, ends=arguments.ends, workers=arguments.workers)
+    say(analyses_markdown(analyses_of({}, None, {"segments": document})))
+
+
+def _safety(arguments: argparse.Namespace) -> None:
+    from infer.report_analyses import analyses_markdown, analyses_of  # noqa: PLC0415
+    from infer.safety import main as safety  # noqa: PLC0415
+
+    if arguments.prompts is None:
+        raise ConfigError("safety needs --prompts FILE: lines of prompts that should be refused")
+    document = safety(_open(arguments), arguments.prompts, quality=arguments.quality, limit=arguments.limit,
+                      workers=arguments.workers)  # fmt: skip
+    say(analyses_markdown(analyses_of({}, None, {"safety": document})))
+
+
+def _lm_eval(arguments: argparse.Namespace) -> None:
+    from infer.harness import main as lm_eval  # noqa: PLC0415
+
+    table, path = lm_eval(
+        _open(arguments),
+        policy=arguments.policy,
+        tasks=arguments.tasks,
+        include_path=arguments.include_path,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+        mc=arguments.mc,
+        seed=arguments.seed,
+        log_samples=arguments.log_samples,
+    )
+    say(f"{table}\nresults: {path}")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

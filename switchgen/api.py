@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from switchgen.candidates import Pool, Switcher
-from switchgen.config import DecodingConfig, nearest
+from switchgen.config import BaselinesConfig, DecodingConfig, nearest
 from switchgen.engines.remote import RemoteEngine
 from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
@@ -13,12 +13,19 @@ from switchgen.loop import Loop
 from switchgen.policies import FixedPolicy, Policy, RandomPolicy, SwitcherPolicy
 from switchgen.policies.fixed import SHARE_POLICIES, ShareRandomPolicy, parse_share
 from switchgen.policies.judge import Judge, JudgePolicy
+from switchgen.policies.masked import leave_out, split_name
+from switchgen.policies.responses import ResponsePolicy, is_response_policy, parse_response_policy
 from switchgen.policies.routers import Predictor, RouterPolicy, is_router, parse_router
+from switchgen.policies.routing import PROMPTED, ROUTING_POLICIES, RoutingPolicy, ask_for_answerer
+from switchgen.response_loop import ResponseLoop
 from switchgen.rows import Row
 from switchgen.token_loop import TokenLoop
 from switchgen.trace import Query, Segment, Trace
 
-POLICIES = ("switcher", "untuned", "random")
+AnyPolicy = Policy | RouterPolicy | ResponsePolicy
+AnyLoop = Loop | TokenLoop | ResponseLoop
+
+POLICIES = ("switcher", "untuned", "random", *ROUTING_POLICIES)
 """Policies by name, beside every candidate's own name."""
 
 
@@ -31,14 +38,17 @@ def make_policy(
     top_p: float = 0.9,
     predictor: Predictor = "aligned",
     judge: Judge | None = None,
-) -> Policy | RouterPolicy:
-    """The policy of a name: `switcher`, `untuned`, `random`, a candidate's name, or a token router's.
+    baselines: BaselinesConfig | None = None,
+) -> AnyPolicy:
+    """The policy of a name: `switcher`, `untuned`, `random`, a candidate's name, a token router's, or a baseline's.
 
     Args:
-        switcher: the model behind `switcher` (with its adapter) or `untuned` (without).
+        switcher: the model behind `switcher` and `routing` (with its adapter), `untuned` and `prompted-routing`
+            (without).
         temperature, top_p: how the switcher's probabilities become a choice.
         predictor: whose most likely token a router's content rule looks at, where its name does not say.
         judge: the model behind `baco-judge`.
+        baselines: settings of `prompted-routing` and of the policies over whole responses.
 
     Raises:
         ConfigError: no such policy, a pool of one where a choice is needed, or no switcher or judge given.
@@ -46,16 +56,29 @@ def make_policy(
     if name in pool.names:
         return FixedPolicy(pool.index(name), name)
     check_policy(name, pool.names)
+    rule, left_out = split_name(name)
+    if left_out:
+        inner = make_policy(
+            rule, pool, switcher=switcher, temperature=temperature, top_p=top_p, predictor=predictor, judge=judge,
+            baselines=baselines,
+        )  # fmt: skip
+        assert not isinstance(inner, RouterPolicy | ResponsePolicy), "checked by its name"
+        return leave_out(inner, name, frozenset(map(pool.index, left_out)), len(pool))
     if name == "random":
         return RandomPolicy()
     if is_share(name):
         return ShareRandomPolicy(name, base=0, aligned=len(pool) - 1)
     if is_router(name):
         return make_router(name, pool, predictor=predictor, judge=judge)
+    if is_response_policy(name):
+        return ResponsePolicy(name, pool, baselines)
     if switcher is None:
         raise ConfigError(f"policy {name!r} needs a switcher model; load one with Pool.load_switcher")
     check_switcher(switcher, pool)
-    return SwitcherPolicy(switcher, temperature=temperature, top_p=top_p, name=name)
+    if name == PROMPTED:
+        switcher = ask_for_answerer(switcher, pool.names, (baselines or BaselinesConfig()).descriptions)
+    kind = RoutingPolicy if name in ROUTING_POLICIES else SwitcherPolicy
+    return kind(switcher, temperature=temperature, top_p=top_p, name=name)
 
 
 def check_switcher(switcher: Switcher, pool: Pool) -> None:
@@ -96,17 +119,17 @@ def make_router(name: str, pool: Pool, *, predictor: Predictor = "aligned", judg
     return JudgePolicy(name, base.vocabulary, judge, base=0, aligned=last)
 
 
-def make_loop(
-    pool: Pool, policy: Policy | RouterPolicy, decoding: DecodingConfig, *, max_rows: int
-) -> Loop | TokenLoop:
-    """The loop that a policy's granularity needs: segments, or tokens.
+def make_loop(pool: Pool, policy: AnyPolicy, decoding: DecodingConfig, *, max_rows: int) -> AnyLoop:
+    """The loop that a policy's granularity needs: segments, tokens, or whole responses.
 
     Raises:
-        ConfigError: decoding settings that a token router cannot honour.
+        ConfigError: decoding settings that a token router or a rule over whole responses cannot honour.
     """
-    if not isinstance(policy, RouterPolicy):
+    if not isinstance(policy, RouterPolicy | ResponsePolicy):
         return Loop(pool, policy, decoding, max_rows=max_rows)
     check_decoding(policy.name, decoding)
+    if isinstance(policy, ResponsePolicy):
+        return ResponseLoop(pool, policy, decoding, max_rows=max_rows)
     return TokenLoop(pool, policy, decoding, max_rows=max_rows)
 
 
@@ -114,9 +137,9 @@ def check_decoding(name: str, decoding: DecodingConfig) -> None:
     """See that decoding settings mean something under a policy of this name.
 
     Raises:
-        ConfigError: settings about segments, for a token router.
+        ConfigError: settings about segments, for a token router or a rule over whole responses.
     """
-    for key in ("first", "last", "cue") if is_router(name) else ():
+    for key in ("first", "last", "cue") if is_router(name) or is_response_policy(name) else ():
         if getattr(decoding, key) is not None:
             raise ConfigError(f"policy {name!r} has no segments: decoding.{key} must be null, got "
                               f"{getattr(decoding, key)!r}")  # fmt: skip
@@ -135,25 +158,53 @@ def check_policy(name: str, names: Sequence[str]) -> None:
     """
     if name in names:
         return
+    rule, left_out = split_name(name)
+    if left_out:
+        check_policy(rule, names)
+        check_left_out(name, left_out, names)
+        return
     if is_router(name):
         parse_router(name)
     elif is_share(name):
         parse_share(name)
+    elif is_response_policy(name):
+        parse_response_policy(name, names)
+        return
     elif name not in POLICIES:
         allowed = [*POLICIES, *names]
         raise ConfigError(f"unknown policy {name!r}{nearest(name, allowed)}; allowed: {', '.join(allowed)}")
     if len(names) < 2:
         raise ConfigError(f"policy {name!r} chooses between candidates; the pool has only {names[0]!r}")
-    if name in ("switcher", "untuned") and len(names) > 10:
+    if name in ("switcher", "untuned", *ROUTING_POLICIES) and len(names) > 10:
         raise ConfigError(
             f"policy {name!r}: the released switcher format takes at most 10 candidates; got {len(names)}"
         )
 
 
+def check_left_out(name: str, left_out: Sequence[str], names: Sequence[str]) -> None:
+    """See that `switcher~pretrained` leaves out candidates, and not all of them.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    for candidate in left_out:
+        if candidate not in names:
+            raise ConfigError(
+                f"policy {name!r}: after ~ stands a candidate to leave out, got {candidate!r}"
+                f"{nearest(candidate, list(names))}; allowed: {', '.join(names)}"
+            )
+    if len(set(left_out)) >= len(names):
+        raise ConfigError(f"policy {name!r} leaves out every candidate")
+    rule = split_name(name)[0]
+    if rule in names or is_router(rule) or is_response_policy(rule):
+        raise ConfigError(f"policy {name!r}: candidates are left out of segment policies only: random, switcher, "
+                          "untuned, routing, segment-rand@γ")  # fmt: skip
+
+
 def generate_stream(
     pool: Pool,
     queries: Iterable[Query | str],
-    policy: str | Policy | RouterPolicy = "random",
+    policy: str | AnyPolicy = "random",
     *,
     decoding: DecodingConfig | None = None,
     switcher: Switcher | None = None,
@@ -170,7 +221,7 @@ def generate_stream(
 def generate(
     pool: Pool,
     queries: Iterable[Query | str],
-    policy: str | Policy | RouterPolicy = "random",
+    policy: str | AnyPolicy = "random",
     *,
     decoding: DecodingConfig | None = None,
     switcher: Switcher | None = None,

@@ -7,18 +7,21 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from switchgen.api import check_policy, make_loop, make_policy
+from switchgen.api import AnyLoop, AnyPolicy, check_policy, make_loop, make_policy
 from switchgen.candidates import Pool, Switcher, check_adapter, check_model
-from switchgen.config import CandidateConfig, DecodingConfig, nearest
+from switchgen.config import CandidateConfig, DecodingConfig, Recipe, nearest
 from switchgen.errors import ConfigError
+from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
-from switchgen.loop import Loop
-from switchgen.policies import Policy
+from switchgen.merges import check_merge, is_merge, is_merged, merged_candidate, merged_folder
 from switchgen.policies.judge import load_judge
+from switchgen.policies.masked import MaskedPolicy, leave_out, split_name
 from switchgen.policies.probe import Probe, ProbePolicy, check_probe
+from switchgen.policies.responses import ResponsePolicy, is_response_policy
 from switchgen.policies.routers import RULES, RouterPolicy, is_router, parse_router
+from switchgen.policies.routing import PROMPTED, ROUTING, ROUTING_POLICIES
+from switchgen.rows import Row
 from switchgen.rundir import Run
-from switchgen.token_loop import TokenLoop
 
 DISTILLED = "distilled"
 JUDGE = "baco-judge"
@@ -30,9 +33,9 @@ class Writer:
 
     name: str
     pool: Pool
-    policy: Policy | RouterPolicy
+    policy: AnyPolicy
 
-    def loop(self, run: Run) -> Loop | TokenLoop:
+    def loop(self, run: Run) -> AnyLoop:
         """A loop with the recipe's decoding settings."""
         return make_loop(
             self.pool, self.policy, self.decoding(run.recipe.decoding), max_rows=run.recipe.engine.max_rows
@@ -40,9 +43,9 @@ class Writer:
 
     def decoding(self, settings: DecodingConfig) -> DecodingConfig:
         """The recipe's decoding settings, as far as they are about this pool."""
-        if self.name != DISTILLED:
+        if not is_own_model(self.name):
             return settings
-        # The student is a pool of its own; the collaboration's first and last writers are not in it.
+        # It is a pool of its own; the collaboration's first and last writers are not in it.
         return settings.model_copy(update={"first": None, "last": None, "cue": None})
 
 
@@ -59,17 +62,26 @@ def check_writers(run: Run, names: Sequence[str]) -> None:
                     f"policy 'distilled': no student in {run.dir / DISTILLED}; run `switchgen distill` first"
                 )
             continue
+        if is_merge(name) and name not in run.recipe.names:
+            check_merge(name, run.recipe.names)
+            if not is_merged(run, name):
+                raise ConfigError(
+                    f"policy {name!r}: no such model in {merged_folder(run, name)}, or one of other candidates; run "
+                    f"`switchgen merge` with {name} first"
+                )
+            continue
         if name not in run.recipe.names:
             check_policy(name, run.recipe.names)
-        if name == "untuned" and run.recipe.switcher.kind == "probe":
+        if run.recipe.switcher.kind == "probe" and split_name(name)[0] in ("untuned", *ROUTING_POLICIES):
+            own = "is the switcher's model without its adapter" if name == "untuned" else "asks the switcher's model"
             raise ConfigError(
-                "policy 'untuned' is the switcher's model without its adapter; a probe (switcher.kind) has no model of "
-                "its own; allowed beside it: switcher, random, the candidates"
+                f"policy {name!r} {own}; a probe (switcher.kind) has no model of its own; allowed beside it: "
+                "switcher, random, the candidates"
             )
-        if name == "switcher":
+        if split_name(name)[0] in ("switcher", ROUTING):
             check = check_probe if run.recipe.switcher.kind == "probe" else check_adapter
             check(switcher_adapter(run))
-    if any(name != DISTILLED for name in names):
+    if any(not is_own_model(name) for name in names):
         for config in needed_candidates(run, names):
             check_model(config)
 
@@ -90,8 +102,8 @@ def switcher_adapter(run: Run) -> str:
         return adapter
     if not run.switcher_adapter.is_dir():
         raise ConfigError(
-            f"policy 'switcher': no switcher in {run.switcher_adapter}; run `switchgen train` first, or set "
-            "switcher.adapter"
+            f"policies switcher and routing: no switcher in {run.switcher_adapter}; run `switchgen train` first, or "
+            "set switcher.adapter"
         )
     return str(run.switcher_adapter)
 
@@ -107,8 +119,8 @@ def load_writers(run: Run, names: Sequence[str]) -> dict[str, Writer]:
     writers: dict[str, Writer] = {}
     pool: Pool | None = None
     for name in names:
-        if name == DISTILLED:
-            config = distilled_candidate(run)
+        if is_own_model(name) and name not in run.recipe.names:
+            config = own_candidate(run, name)
             student = Pool.load([config], max_slots=_slots(run))
             writers[name] = Writer(name, student, make_policy(config.name, student))
             continue
@@ -118,25 +130,66 @@ def load_writers(run: Run, names: Sequence[str]) -> dict[str, Writer]:
     return writers
 
 
-def make_run_policy(run: Run, name: str, pool: Pool) -> Policy | RouterPolicy:
+def is_own_model(name: str) -> bool:
+    """Whether a policy is one model that the run itself has made: the student, or a merged model."""
+    return name == DISTILLED or is_merge(name)
+
+
+def own_candidate(run: Run, name: str) -> CandidateConfig:
+    """The run's own model of that name as a candidate."""
+    return distilled_candidate(run) if name == DISTILLED else merged_candidate(run, name)
+
+
+def make_run_policy(run: Run, name: str, pool: Pool) -> AnyPolicy:
     """A policy by name for a loaded pool, its switcher model loaded if it needs one."""
     settings = run.recipe.switcher
     switcher: Switcher | None = None
-    if name in ("switcher", "untuned"):
-        adapter = switcher_adapter(run) if name == "switcher" else None
+    rule, barred = split_name(name)
+    if rule in ("switcher", "untuned", *ROUTING_POLICIES):
+        adapter = switcher_adapter(run) if rule in ("switcher", ROUTING) else None
         if adapter is not None:
             check_switcher_pool(adapter, pool.names)
             if settings.kind == "probe":
                 host = pool.index(settings.base or pool.names[-1])
                 probe = Probe.load(adapter)
-                return ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
+                probed = ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
+                left = leave_out(probed, name, frozenset(map(pool.index, barred)), len(pool)) if barred else probed
+                return guarded(left, run.recipe, pool)
         switcher = pool.load_switcher(settings.model_copy(update={"adapter": adapter}), max_slots=_slots(run))
     router = run.recipe.router
     judge = load_judge(pool, router, max_slots=_slots(run)) if name == JUDGE else None
-    return make_policy(
+    policy = make_policy(
         name, pool, switcher=switcher, temperature=settings.temperature, top_p=settings.top_p,
-        predictor=router.predictor, judge=judge,
+        predictor=router.predictor, judge=judge, baselines=run.recipe.baselines,
     )  # fmt: skip
+    return guarded(policy, run.recipe, pool)
+
+
+def guarded(policy: AnyPolicy, recipe: Recipe, pool: Pool) -> AnyPolicy:
+    """The policy under the recipe's guard; a single candidate is what it is.
+
+    Raises:
+        ConfigError: the policy chooses no segments' writers.
+    """
+    guard = recipe.policy.guard
+    if guard is None or policy.name in pool.names:
+        return policy
+    if isinstance(policy, RouterPolicy | ResponsePolicy):
+        raise ConfigError(
+            f"policy {policy.name!r}: policy.guard bars writers of segments, and this policy chooses none; allowed "
+            "with it: random, switcher, untuned, routing, and candidates' names"
+        )
+    mask = guard_mask(guard, pool.names)
+    if not isinstance(policy, MaskedPolicy):
+        return MaskedPolicy(policy, mask)
+    own, left = policy.mask, frozenset(range(len(pool))) - policy.barred
+
+    def both(row: Row) -> frozenset[int] | None:
+        allowed = mask(row)
+        # Where the guard allows nobody who is left, it is the guard that counts.
+        return own(row) if allowed is None else (allowed & left or allowed)
+
+    return MaskedPolicy(policy.inner, both, name=policy.name)
 
 
 def check_switcher_pool(adapter: str, names: Sequence[str]) -> None:
@@ -174,8 +227,16 @@ def fingerprint(run: Run, policy: str) -> dict[str, str]:
         "pool": content_hash(recipe.model_dump(mode="json")["pool"]),
         "decoding": content_hash(recipe.decoding.model_dump(mode="json")),
     }
-    if policy in ("switcher", "untuned"):
+    rule = split_name(policy)[0]
+    if recipe.policy.guard is not None and policy not in recipe.names and not is_own_model(policy):
+        parts["guard"] = content_hash(recipe.policy.guard.model_dump(mode="json"))
+    if rule in ("switcher", "untuned", *ROUTING_POLICIES):
         parts["switcher"] = content_hash(recipe.switcher.model_dump(mode="json"))
+    if rule == PROMPTED:
+        parts["descriptions"] = content_hash(recipe.baselines.descriptions)
+    if is_response_policy(policy):
+        settings = recipe.baselines.model_dump(mode="json", include={"select", "scorer", "reward_model", "refine"})
+        parts["baselines"] = content_hash(settings)
     if is_router(policy):
         router = parse_router(policy)
         # Only what the name leaves open and the defaults do not settle, so that older responses keep their claims.

@@ -32,7 +32,10 @@ DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHORTHANDS = {"segment": "tokens", "tasks": "shipped"}
-_RESERVED_NAMES = frozenset({"switcher", "untuned", "random", "cue", "mean", "distilled"})
+_RESERVED_NAMES = frozenset(
+    {"switcher", "untuned", "random", "cue", "mean", "distilled", "routing", "prompted-routing", "refine", "soup",
+     "greedy-soup"}
+)  # fmt: skip
 
 
 class Section(BaseModel):
@@ -326,15 +329,46 @@ class ServeConfig(Section):
     max_body_mb: float = Field(8.0, gt=0, description="the largest request, in MiB; larger ones are refused (413)")
 
 
+class JudgeConfig(Section):
+    """A judge behind an OpenAI-compatible endpoint, for tasks of the metric `judge`."""
+
+    url: str = Field(description="base URL, e.g. http://localhost:8000/v1")
+    model: str
+    key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key, if one is needed")
+    prompt: str = Field(
+        "Rate how well the response answers the query, from 0 (not at all) to 10 (perfectly): is it right, helpful, "
+        "and does it do what was asked?\n\nQuery:\n{query}\n\nReference answer:\n{reference}\n\n"
+        "Response:\n{response}\n\nThink briefly, then write the rating in double brackets, for example [[7]].",
+        description="holds {query} and {response}, perhaps {reference}; asks for a number in [[ ]]",
+    )
+    max_rating: float = Field(10.0, gt=0, description="the best rating; scores are ratings divided by it")
+    max_tokens: int = Field(512, ge=1, description="tokens of the judge's answer")
+    parallel: int = Field(8, ge=1, description="requests at a time")
+    timeout: float = Field(120.0, gt=0, description="seconds a request")
+    retries: int = Field(4, ge=0)
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, value: str) -> str:
+        if "{query}" not in value or "{response}" not in value:
+            raise ValueError("allowed: a text that holds {query} and {response}")
+        return value
+
+
 class EvaluateConfig(Section):
     """Tasks x policies x run seeds."""
 
     policies: list[str] = Field(["random", "switcher"], min_length=1)
+    baselines: bool = Field(False, description="all baselines, too (docs/baselines.md)")
+    leave_one_out: list[str] = Field(
+        [], description="policies that are evaluated without each candidate, too: switcher~pretrained and so on"
+    )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="run seeds: sampling only")
     split: str = "test"
     limit: int | None = Field(None, ge=1, description="questions a task")
     against: str | None = Field(None, description="policy that comparisons are made against; default: the best single")
     reward_model: str | None = Field(None, description="for tasks scored by a reward model: folder or hub name")
+    judge: JudgeConfig | None = None
     workers: int = Field(1, ge=1, description="processes")
 
     @field_validator("policies", "seeds")
@@ -344,6 +378,76 @@ class EvaluateConfig(Section):
         if repeated:
             raise ValueError(f"listed twice: {', '.join(repeated)}")
         return value
+
+
+class GuardConfig(Section):
+    """Which candidates may write the response to which prompts."""
+
+    allow: dict[str, list[str]] = Field(description="by class of prompts: the candidates that may write")
+    patterns: dict[str, list[str]] = Field(
+        {}, description="by class: regular expressions, one of which is found in the user's last message"
+    )
+    classify: str | None = Field(
+        None, description="instead of patterns: your package.module:function, from messages to a class, or None"
+    )
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> GuardConfig:
+        if (self.classify is None) == (not self.patterns):
+            raise ValueError("a guard has patterns or classify, and not both")
+        if self.classify is not None and ":" not in self.classify:
+            raise ValueError(f"classify is package.module:function; got {self.classify!r}")
+        if unknown := sorted(set(self.patterns) - set(self.allow)):
+            raise ValueError(f"patterns: class {unknown[0]!r} is not in allow ({', '.join(self.allow)})")
+        if empty := [kind for kind, names in self.allow.items() if not names]:
+            raise ValueError(f"allow: class {empty[0]!r} has no candidates, so nobody could write")
+        for texts in self.patterns.values():
+            for text in texts:
+                try:
+                    re.compile(text)
+                except re.error as error:
+                    raise ValueError(f"patterns: {text!r} is no regular expression: {error}") from None
+        return self
+
+
+class PolicyConfig(Section):
+    """Constraints on policies that choose."""
+
+    guard: GuardConfig | None = None
+
+
+class BaselinesConfig(Section):
+    """Other ways to combine the candidates (docs/baselines.md)."""
+
+    select: Literal["likelihood", "reward_model"] = Field("likelihood", description="what best-of@N chooses by")
+    scorer: str | None = Field(
+        None, description="candidate under which best-of@N takes the likelihood; default: the last candidate"
+    )
+    reward_model: str | None = Field(None, description="for select: reward_model: folder or hub name")
+    refine: str = Field(
+        "{query}\n\nHere is a draft of the answer:\n{draft}\n\nWrite the answer, and mend the draft where it is wrong.",
+        description="what the rewriter of `refine` reads: {query} and {draft}, once each",
+    )
+    descriptions: dict[str, str] = Field({}, description="for prompted-routing: a line about each candidate, by name")
+    dev_questions: int = Field(40, ge=1, description="dev questions a task that greedy-soup is chosen on")
+    seed: int = Field(0, description="of the weights that DARE drops")
+
+    @field_validator("refine")
+    @classmethod
+    def _refine(cls, value: str) -> str:
+        if (
+            value.count("{query}") != 1
+            or value.count("{draft}") != 1
+            or value.index("{query}") > value.index("{draft}")
+        ):
+            raise ValueError("allowed: a text that holds {query} once and after it {draft} once")
+        return value
+
+    @model_validator(mode="after")
+    def _reward_model_is_named(self) -> BaselinesConfig:
+        if self.select == "reward_model" and self.reward_model is None:
+            raise ValueError("select is reward_model, and reward_model names none")
+        return self
 
 
 class SweepMethod(Section):
@@ -427,6 +531,7 @@ class Recipe(Section):
     pool: Annotated[list[CandidateConfig], Field(min_length=1)]
     switcher: SwitcherConfig = SwitcherConfig()
     router: RouterConfig = RouterConfig()
+    policy: PolicyConfig = PolicyConfig()
     decoding: DecodingConfig = DecodingConfig()
     engine: EngineConfig = EngineConfig()
     tasks: list[TaskConfig] = []
@@ -435,6 +540,7 @@ class Recipe(Section):
     infer: InferConfig = InferConfig()
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
     sweep: SweepConfig = SweepConfig()
     distill: DistillConfig = DistillConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -454,6 +560,14 @@ class Recipe(Section):
         for key, value in (("first", self.decoding.first), ("last", self.decoding.last)):
             if value is not None and value not in names:
                 raise ValueError(f"decoding.{key}: no candidate is called {value!r}; allowed: {', '.join(names)}")
+        guard = self.policy.guard
+        for value in [] if guard is None else [name for allowed in guard.allow.values() for name in allowed]:
+            if value not in names:
+                raise ValueError(f"policy.guard.allow: no candidate is called {value!r}; allowed: {', '.join(names)}")
+        for key, named in (("scorer", [self.baselines.scorer]), ("descriptions", list(self.baselines.descriptions))):
+            for value in named:
+                if value is not None and value not in names:
+                    raise ValueError(f"baselines.{key}: no candidate is called {value!r}; allowed: {', '.join(names)}")
         if self.distill.base is not None and self.distill.base not in names:
             raise ValueError(f"distill.base: no candidate is called {self.distill.base!r}; allowed: {', '.join(names)}")
         if self.switcher.kind == "probe" and self.switcher.base not in (None, *names):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 
-from switchgen.assembly import check_writers
+from switchgen.assembly import check_writers, is_own_model
 from switchgen.candidates import check_model, pick_device
 from switchgen.errors import SwitchgenError
 from switchgen.estimates import Load, ModelSize, arrangements, model_size, resident_bytes, work_tokens
+from switchgen.policies.masked import split_name
 from switchgen.rundir import Run, provenance
 
 _GIB = 2**30
@@ -52,8 +53,10 @@ def _problems(run: Run) -> list[str]:
             pick_device(config.name, config.device)
         except SwitchgenError as error:
             problems.append(str(error))
-    # The switcher and the student come out of the run itself; their absence is no problem yet.
-    known = [name for name in run.recipe.evaluate.policies if name not in ("switcher", "distilled")]
+    # The switcher, the student and merged models come out of the run itself; their absence is no problem yet.
+    made = ("switcher", "routing")
+    policies = run.recipe.evaluate.policies
+    known = [name for name in policies if split_name(name)[0] not in made and not is_own_model(name)]
     if not problems:
         try:
             check_writers(run, known)

@@ -19,6 +19,7 @@ from switchgen.engines.joint import can_write_together, families, write_together
 from switchgen.engines.remote import RemoteEngine, write_remotely
 from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.base import Policy
+from switchgen.policies.masked import MaskedPolicy
 from switchgen.policies.probe import ProbePolicy
 from switchgen.policies.switcher import SwitcherPolicy
 from switchgen.rows import Reader, Row, Terms
@@ -291,7 +292,7 @@ class Loop:
 
 def _fits(policy: Policy, row: Row) -> bool:
     """Whether the model that the policy asks, if it asks one, can read the row."""
-    return not isinstance(policy, SwitcherPolicy | ProbePolicy) or policy.fits(row)
+    return not isinstance(policy, SwitcherPolicy | ProbePolicy | MaskedPolicy) or policy.fits(row)
 
 
 def _empty_at_end(row: Row) -> int:

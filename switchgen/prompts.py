@@ -9,6 +9,7 @@ like the switcher's signatures are escaped (`neutralise`).
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
@@ -185,8 +186,15 @@ class SwitcherPrompt:
             head, tail = start_ids(vocabulary), []
         self.head_ids = head
         self._opens = not chat
+        self._tail_ids = tail
         self.question_ids = [*vocabulary.encode_text(question(num_candidates)), *tail]
         self.label_ids = [self._label_id(label) for label in range(num_candidates)]
+
+    def asking(self, text: str) -> SwitcherPrompt:
+        """The same prompt with another question in place of the switcher's."""
+        other = copy.copy(self)
+        other.question_ids = [*self.vocabulary.encode_text(text), *self._tail_ids]
+        return other
 
     def _label_id(self, label: int) -> int:
         ids = self.vocabulary.encode_text(str(label))

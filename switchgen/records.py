@@ -30,10 +30,10 @@ def segment_record(segment: Segment, names: Sequence[str]) -> dict[str, Any]:
 
 
 def usage_of(trace: Trace, names: Sequence[str]) -> dict[str, Any]:
-    """Tokens by writer and in all; cue tokens are counted apart."""
+    """Tokens by writer and in all, those of drafts among them; cue tokens are counted apart."""
     by_writer = {name: 0 for name in names}
     cue = 0
-    for segment in trace.segments:
+    for segment in (segment for written in (trace, *trace.drafts) for segment in written.segments):
         if segment.writer == CUE:
             cue += len(segment.ids)
         else:
@@ -42,14 +42,27 @@ def usage_of(trace: Trace, names: Sequence[str]) -> dict[str, Any]:
 
 
 def response_record(trace: Trace, names: Sequence[str]) -> dict[str, Any]:
-    """A finished trace: `{"id", "output", "segments", "finish", "usage"}`. A row beyond the context has output null."""
-    return {
+    """A finished trace: `{"id", "output", "segments", "finish", "usage"}`. A row beyond the context has output null.
+
+    Where drafts led to the response there are `drafts`, too: `{"output", "writers", "num_tokens"}` of each.
+    """
+    record = {
         "id": trace.query.id,
         "output": None if trace.finish == "too_long" else trace.text,
         "segments": [segment_record(segment, names) for segment in trace.segments],
         "finish": trace.finish,
         "usage": usage_of(trace, names),
     }
+    if trace.drafts:
+        record["drafts"] = [
+            {
+                "output": draft.text,
+                "writers": [names[writer] for writer in draft.writers],
+                "num_tokens": draft.num_tokens,
+            }
+            for draft in trace.drafts
+        ]
+    return record
 
 
 def released_log(trace: Trace) -> dict[str, Any]:

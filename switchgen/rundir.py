@@ -25,6 +25,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from switchgen.baselines import all_policies
 from switchgen.config import DATA_DIR, LabConfig, Recipe, dump_recipe, find_recipe, load_recipe
 from switchgen.errors import ConfigError, DataError, SwitchgenError
 
@@ -282,6 +283,12 @@ def open_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), run_dir: 
     data = loaded.model_dump()
     for candidate in data["pool"]:
         candidate["model"], candidate["adapter"] = place(candidate["model"]), place(candidate["adapter"])
+    if loaded.evaluate.baselines:
+        data["evaluate"]["policies"] = all_policies(loaded.names, loaded.evaluate.policies)
+    for policy in loaded.evaluate.leave_one_out:
+        left = [policy, *(f"{policy}~{name}" for name in loaded.names)]
+        listed = data["evaluate"]["policies"]
+        data["evaluate"]["policies"] = [*listed, *(name for name in left if name not in listed)]
     switcher = data["switcher"]
     switcher["adapter"] = place(switcher["adapter"])
     if switcher["base"] not in (None, *loaded.names):
@@ -290,6 +297,8 @@ def open_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), run_dir: 
         data["router"]["judge"] = place(data["router"]["judge"])
     for key in ("embedding_model", "reward_model"):
         data["sweep"][key] = place(data["sweep"][key])
+    for section in ("evaluate", "rollout", "baselines"):
+        data[section]["reward_model"] = place(data[section]["reward_model"])
     for task in data["tasks"]:
         task["file"] = place(task["file"])
     return Run(name, Recipe.model_validate(data), folder, source)

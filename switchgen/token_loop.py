@@ -16,7 +16,7 @@ import torch
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Session
-from switchgen.policies.routers import Asked, RouterPolicy, continues_word
+from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy, continues_word
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
 from switchgen.trace import Segment, SegmentFinish, TraceFinish
@@ -53,10 +53,11 @@ class TokenLoop:
         self.vocabulary = policy.vocabulary
         self._stop = [string.encode() for string in decoding.stop]
         # Between the extremes of an average either model's end of text ends the row; else each knows its own only.
-        self._mixes = policy.weight is not None and 0 < policy.weight < 1
+        self._mixes = policy.weight is not None and policy.weight not in (0, 1)
+        self._contrasts = policy.weight is not None and policy.weight < 0
         self._stop_ids = [engine.stop_ids for engine in self.engines]
         self._banned_ids = [engine.banned_ids[engine.banned_ids < len(self.vocabulary)] for engine in self.engines]
-        if self._mixes:
+        if self._mixes and not self._contrasts:
             ids, others = self._banned_ids
             self._banned_ids = [ids[torch.isin(ids, others.to(ids.device))]]
             self._stop_ids = [frozenset().union(*self._stop_ids)] * 2
@@ -159,7 +160,11 @@ class TokenLoop:
             # In float32 at least: half precision would round the sum.
             base_NV = base_NV.to(torch.promote_types(base_NV.dtype, torch.float32))
             mixed_NV = torch.lerp(aligned_NV.to(base_NV.dtype), base_NV, self.policy.weight)
-            mixed_NV.index_fill_(1, self._banned_ids[0], float("-inf"))
+            mixed_NV.index_fill_(1, self._banned_ids[-1], float("-inf"))
+            if self._contrasts:
+                aligned_NV.index_fill_(1, self._banned_ids[-1].to(aligned_NV.device), float("-inf"))
+                least_N1 = aligned_NV.max(dim=-1, keepdim=True).values + LOG_PLAUSIBLE
+                mixed_NV.masked_fill_(aligned_NV < least_N1, float("-inf"))
             return [mixed_NV, mixed_NV]
         for logits_NV, banned in zip((base_NV, aligned_NV), self._banned_ids, strict=True):
             logits_NV.index_fill_(1, banned.to(logits_NV.device), float("-inf"))

@@ -84,6 +84,8 @@ class Trace:
     segments: list[Segment] = field(default_factory=list)
     finish: TraceFinish | None = None
     """Why the response ended; None while it is being written."""
+    drafts: list[Trace] = field(default_factory=list)
+    """Responses that were written on the way and are not this one (`policies.responses`); their tokens are paid for."""
 
     @property
     def text(self) -> str:

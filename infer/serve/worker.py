@@ -17,8 +17,10 @@ from typing import TypeVar
 
 from infer.serve.protocol import ApiError
 from switchgen.api import make_loop
-from switchgen.assembly import DISTILLED, Writer, check_writers, load_writers, make_run_policy
+from switchgen.assembly import Writer, check_writers, is_own_model, load_writers, make_run_policy
+from switchgen.errors import ConfigError
 from switchgen.loop import Loop
+from switchgen.policies.responses import is_response_policy
 from switchgen.policies.routers import RouterPolicy
 from switchgen.rows import Row
 from switchgen.rundir import Run
@@ -156,8 +158,10 @@ class Worker:
         """
         if policy not in self._writers:
             check_writers(self.run, [policy])
-            pools = [writer.pool for name, writer in self._writers.items() if name != DISTILLED]
-            if policy == DISTILLED or not pools:
+            if is_response_policy(policy):
+                raise ConfigError(f"policy {policy!r} writes several responses to choose from; it is not served")
+            pools = [writer.pool for name, writer in self._writers.items() if not is_own_model(name)]
+            if is_own_model(policy) or not pools:
                 self._writers.update(load_writers(self.run, [policy]))
             else:
                 self._writers[policy] = Writer(policy, pools[0], make_run_policy(self.run, policy, pools[0]))

@@ -18,6 +18,9 @@ paper leaves it open). P_base is the distribution at temperature 1.
 Two neighbours go through the same decision, as baselines:
     nudging  aligned if max P_base < γ, else base: the base writes, the aligned model writes the next word where the
              base is unsure (Fei et al. 2025, arXiv 2410.09300, §3; there the base is greedy, here it samples)
+    contrast tokens are drawn from the softmax of (1 + γ) l_aligned - γ l_base over the tokens that are plausible to the
+             aligned model, p_aligned >= 0.1 max p_aligned (contrastive decoding, Li et al. 2023, arXiv 2210.15097, with
+             the base as the amateur); signed by the aligned model
     average  no choice at all: tokens are drawn from the softmax of γ l_base + (1 - γ) l_aligned, l the logits at
              temperature 1 (the geometric mean of the two distributions); signed by the model of the larger weight
 
@@ -42,7 +45,7 @@ from switchgen.rows import Row
 from switchgen.sampling import Purpose, uniform
 from switchgen.vocabulary import Vocabulary
 
-LogitRule = Literal["p", "h", "rand", "nudge", "average", "judge"]
+LogitRule = Literal["p", "h", "rand", "nudge", "average", "contrast", "judge"]
 ContentRule = Literal["punc", "fc"]
 Predictor = Literal["aligned", "base"]
 
@@ -59,9 +62,13 @@ RULES: dict[str, tuple[LogitRule | None, ContentRule | None]] = {
     "baco-judge": ("judge", None),
     "nudging": ("nudge", None),
     "average": ("average", None),
+    "contrast": ("contrast", None),
 }
 _SHARES = ("rand", "average")
 """Rules whose γ is a share, from 0 to 1."""
+
+LOG_PLAUSIBLE = math.log(0.1)
+"""How far below the aligned model's likeliest token a contrast may draw, in nats."""
 
 _LIST_MARK = re.compile(r"(?:\d{1,3}|[a-zA-Z])[.)]")
 
@@ -116,8 +123,9 @@ def parse_router(name: str) -> RouterName:
         gamma = float(text)
     except ValueError:
         gamma = math.nan
-    if math.isnan(gamma) or (logit_rule in _SHARES and not 0 <= gamma <= 1):
-        allowed = "a number from 0 to 1" if logit_rule in _SHARES else "a number"
+    too_low = logit_rule == "contrast" and not 0 <= gamma < math.inf
+    if math.isnan(gamma) or too_low or (logit_rule in _SHARES and not 0 <= gamma <= 1):
+        allowed = "a number" + (" from 0 to 1" if logit_rule in _SHARES else ", at least 0" if too_low else "")
         raise ConfigError(f"router {name!r}: after @ stands γ, {allowed}, e.g. {head}@0.3")
     return RouterName(rule, gamma, whose)
 
@@ -155,7 +163,13 @@ class RouterPolicy:
 
     @property
     def weight(self) -> float | None:
-        """The base's share in the logits that tokens are drawn from; None where each model draws from its own."""
+        """The base's share in the logits that tokens are drawn from; None where each model draws from its own.
+
+        Negative where the base is what the aligned model is contrasted with.
+        """
+        if self.logit_rule == "contrast":
+            assert self.gamma is not None
+            return -self.gamma
         return self.gamma if self.logit_rule == "average" else None
 
     def writers(self, num_candidates: int) -> list[int]:
@@ -189,8 +203,8 @@ class RouterPolicy:
         assert self.gamma is not None
         if self.logit_rule == "rand":
             return uniform(seeds_N, Purpose.ROUTER, index_N) < self.gamma
-        if self.logit_rule == "average":
-            return torch.full((len(seeds_N),), self.gamma > 0.5, device=base_logits_NV.device)
+        if self.weight is not None:
+            return torch.full((len(seeds_N),), self.weight > 0.5, device=base_logits_NV.device)
         log_probs_NV = torch.log_softmax(
             base_logits_NV.to(torch.promote_types(base_logits_NV.dtype, torch.float32)), -1
         )

@@ -218,6 +218,7 @@ _ENTRIES = (
     Metric("string", "exact string, normalised", score_string),
     Metric("f1", "token F1 (SQuAD), best of the accepted answers", score_f1, exact=False),
     Metric("multiple_choice", "label of the right option", score_multiple_choice),
+    Metric("choice_likelihood", "the likeliest option (nothing is written)", score_multiple_choice),
     Metric("math", "mathematical equivalence (math-verify)", score_math),
     Metric("list", "ordered list of items", score_list),
     Metric("one_of", "any one of several accepted answers", score_one_of, exact=False),
@@ -228,6 +229,13 @@ _ENTRIES = (
         needs_gold=False,
         exact=False,
         instead="switchgen.scoring.RewardModelScorer, in batches",
+    ),
+    Metric(
+        "judge",
+        "a judge's rating",
+        needs_gold=False,
+        exact=False,
+        instead="switchgen.scoring.judge.JudgeScorer, in batches",
     ),
     Metric("none", "no score per response", needs_gold=False, exact=False, instead="a metric over all responses"),
 )

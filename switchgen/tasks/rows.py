@@ -28,6 +28,7 @@ _TASK_TYPES = {
     "generation_diversity": "none",
     "noncompliance": "refusal",
 }
+CHOICE_METRICS = ("multiple_choice", "choice_likelihood")
 TASK_TYPES = ("exact_match", *_TASK_TYPES)
 
 
@@ -64,7 +65,7 @@ def build_examples(
     prepared = []
     for row in rows:
         record = dict(row.record)
-        if metric == "multiple_choice":
+        if metric in CHOICE_METRICS:
             prepare_choices(row.where, record, problems)
         messages = _messages(row.where, record, metric, prompt, marker, problems)
         answered = _check_answer(row.where, record, metric, problems)
@@ -145,9 +146,9 @@ def _check_answer(where: str, record: dict[str, Any], metric: str, problems: Pro
     keys = [key for key in ("answers", "output", "answer") if key in record]
     if keys and all(record[key] is None for key in keys):
         return False
-    accepted = golds(record) if metric != "multiple_choice" else [str(record.get("answer") or "")]
+    accepted = golds(record) if metric not in CHOICE_METRICS else [str(record.get("answer") or "")]
     if not any(answer.strip() for answer in accepted):
-        what = "'answer'" if metric == "multiple_choice" else "'output' (or 'answers')"
+        what = "'answer'" if metric in CHOICE_METRICS else "'output' (or 'answers')"
         problems.add(where, f"no answer: metric {metric!r} needs {what}")
     elif metric == "number" and parse_number(str(record.get("output", record.get("answer")))) is None:
         problems.add(

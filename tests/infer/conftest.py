@@ -28,6 +28,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     long = {"id": "long", "input": "How old is " + "Vudak " * 1500 + "?", "output": "7"}
     _save_task(folder, "ages", "exact_match", ages)
     _save_task(folder, "with-long", "exact_match", [ages[0], long, ages[1]])
+    (folder / "with-dev.json").write_text(
+        json.dumps({"name": "with-dev", "task_type": "exact_match", "dev": ages[:6], "test": ages[6:]})
+    )
     facts = [{"id": f"fact-{i}", "input": f"Who is {i}?", "output": f'["the person {i}", "{i}"]'} for i in range(12)]
     _save_task(folder, "facts", "f1_match", facts)
     letters = [

@@ -234,7 +234,7 @@ def test_the_table_puts_candidates_first_in_ladder_order_and_the_mean_before_the
         ("One candidate alone", ["pretrained", "aligned"]),
         ("Taking turns", ["switcher"]),
         ("One model again", ["distilled"]),
-        ("Other ways to combine", ["soup"]),
+        ("Merged weights", ["soup"]),
     ]
     switcher = table.row("switcher")
     assert switcher is not None

@@ -1,0 +1,177 @@
+"""The report's analyses: speaker sequences, who helps, segment lengths, safety; for the page and for Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infer.report_data import Responses
+from infer.report_text import markdown_table
+from infer.report_view import number
+from infer.segment_lengths import best_settings, tasks_of
+from infer.sequences import SequenceEffect, helpfulness_of, sequence_effects
+from switchgen.baselines import family_of
+from switchgen.errors import DataError
+
+JSON = dict[str, Any]
+_SHOWN = 12
+"""Speaker sequences of a length that are listed, the most frequent ones."""
+_TOO_MANY = 200_000
+"""Responses of one policy beyond which sequences are not tested."""
+
+
+def read_analyses(run_dir: Path) -> JSON:
+    """The documents of `switchgen segments` and `switchgen safety`, where they are.
+
+    Raises:
+        DataError: a file holds something else.
+    """
+    found = {}
+    for name in ("segments", "safety"):
+        path = run_dir / name / "results.json"
+        if path.is_file():
+            try:
+                document = json.loads(path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise DataError(f"{path}: not JSON: {error}") from error
+            if not isinstance(document, dict) or document.get("schema") != 1:
+                raise DataError(f"{path}: not a document of schema 1; `switchgen {name}` writes it anew")
+            found[name] = document
+    return found
+
+
+def analyses_of(results: Mapping[str, Any], responses: Responses | None, documents: Mapping[str, Any]) -> list[JSON]:
+    """Sections `{"id", "title", "note", "tables": [{"title", "head", "rows"}]}`, those with something to show."""
+    candidates = list((results.get("meta") or {}).get("candidates") or [])
+    sections = [
+        _sequences(responses, candidates),
+        _helpfulness(results),
+        _segments(documents.get("segments")),
+        _safety(documents.get("safety")),
+    ]
+    return [section for section in sections if section["tables"]]
+
+
+def analyses_markdown(sections: Sequence[Mapping[str, Any]]) -> str:
+    """The same for terminals and pull requests."""
+    parts = []
+    for section in sections:
+        parts += [f"## {section['title']}", "", section["note"], ""]
+        for table in section["tables"]:
+            parts += [*([f"**{table['title']}**", ""] if table["title"] else [])]
+            parts += [markdown_table(table["head"], table["rows"]), ""]
+    return "\n".join(parts)
+
+
+def _sequences(responses: Responses | None, candidates: Sequence[str]) -> JSON:
+    tables = []
+    for policy in responses.policies if responses else []:
+        if family_of(policy, candidates) != "Taking turns" or responses is None:
+            continue
+        spoken = [one for (own, _), tally in responses.tallies.items() if own == policy for one in tally.spoken]
+        if not spoken or len(spoken) > _TOO_MANY:
+            continue
+        effects = sequence_effects(spoken)
+        shown = [one for length in (2, 3) for one in _of_length(effects, length)[:_SHOWN]]
+        if shown:
+            tables.append({
+                "title": policy,
+                "head": ["speakers", "responses", "share", "effect", "95% interval"],
+                "rows": [
+                    [" → ".join(one.writers), str(one.count), f"{number(one.share, True)}%", _signed(one.effect),
+                     _between(one.low, one.high)]
+                    for one in shown
+                ],
+            })  # fmt: skip
+    return {
+        "id": "sequences", "title": "Speaker sequences", "tables": tables,
+        "note": "Who wrote consecutive segments. Effect: mean score of the responses that contain the sequence minus "
+        "that of those that do not, task by task, in points of the score (percent where it is a share). The policy "
+        "chose the writers by what it read, so an effect is a description and no cause.",
+    }  # fmt: skip
+
+
+def _of_length(effects: Sequence[SequenceEffect], length: int) -> list[SequenceEffect]:
+    return [one for one in effects if len(one.writers) == length]
+
+
+def _helpfulness(results: Mapping[str, Any]) -> JSON:
+    rows = [
+        [one.policy, one.candidate, _signed(one.helps), _between(one.low, one.high), number(one.alone, True)]
+        for one in helpfulness_of(results)
+    ]
+    head = ["policy", "candidate", "with − without", "95% interval", "alone"]
+    return {
+        "id": "helpfulness",
+        "title": "Who helps",
+        "tables": [{"title": "", "head": head, "rows": rows}] if rows else [],
+        "note": "The policy's mean over exact tasks minus its mean when the candidate may not write (the switcher "
+        "reads the pool as it is and its other probabilities are scaled to 1), beside what the candidate is worth "
+        "alone.",
+    }
+
+
+def _segments(document: Mapping[str, Any] | None) -> JSON:
+    tables = []
+    if document:
+        best = best_settings(dict(document))
+        tasks = tasks_of(dict(document))
+        cells = {(row["policy"], row["task"], row["setting"]): row for row in document["rows"]}
+        for policy in document["policies"]:
+            rows = []
+            for setting in document["settings"]:
+                line = [setting]
+                for task in tasks:
+                    row = cells[policy, task, setting]
+                    mark = " ▲" if best[policy, task] == setting else ""
+                    line.append(f"{number(row['value'], True)} [{_between(row['low'], row['high'])}]{mark}")
+                rows.append(line)
+            tables.append({"title": policy, "head": ["segment", *tasks], "rows": rows})
+    return {
+        "id": "segments", "title": "Segment length", "tables": tables,
+        "note": "The same questions with other segments: a number of tokens, or to the end of a sentence or a line (at "
+        "most 100 tokens). ▲ marks a column's highest value.",
+    }  # fmt: skip
+
+
+def _safety(document: Mapping[str, Any] | None) -> JSON:
+    tables = []
+    if document:
+        parts = [
+            ("refused", "refused"),
+            ("refused_too_much", "refused though harmless"),
+            ("quality", "mean of the tasks"),
+        ]
+        parts = [(key, title) for key, title in parts if any(key in row for row in document["rows"])]
+        rows = [[row["policy"], row["constraint"], *(_rate(row, key) for key, _ in parts)] for row in document["rows"]]
+        tables.append({"title": "", "head": ["policy", "constraint", *(title for _, title in parts)], "rows": rows})
+        lines = [
+            [row["policy"], row["constraint"], row["writer"], f"{row['took_part']} of {row['responses']}",
+             str(row["opened"]), f"{number(row['token_share'], True)}%"]
+            for row in document["slipped"]
+        ]  # fmt: skip
+        if lines:
+            head = ["policy", "constraint", "writer", "took part in", "opened", "share of their tokens"]
+            tables.append({"title": "Who wrote what slipped through", "head": head, "rows": lines})
+    count = document["num_prompts"] if document else 0
+    return {
+        "id": "safety", "title": "Safety", "tables": tables,
+        "note": f"{count} prompts of a file of prompts to refuse; percent of responses that refuse, with 95% "
+        "intervals. Constraints: the first, the last, or both segments by the aligned model; or the recipe's guard.",
+    }  # fmt: skip
+
+
+def _rate(row: Mapping[str, Any], key: str) -> str:
+    if row.get(key) is None:
+        return "–"
+    return f"{number(row[key], True)} [{_between(row[f'{key}_low'], row[f'{key}_high'])}]"
+
+
+def _signed(value: float | None) -> str:
+    return number(value, True, sign=True)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{number(low, True)}, {number(high, True)}"
