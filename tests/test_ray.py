@@ -144,15 +144,14 @@ def test_infer_by_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (home / "a.jsonl").read_bytes() == (home / "b.jsonl").read_bytes()
 
 
-def a_user_s_mistake(share: Share[Any], report: Any) -> Any:
-    raise ConfigError("no such thing")
-
-
-def an_end(share: Share[Any], report: Any) -> Any:
-    os._exit(9)
-
-
 def test_mistakes_and_endless_losses_end_the_stage(home: Path) -> None:
+    # Defined here, they travel to the actors by value: those cannot import this file.
+    def a_user_s_mistake(share: Share[Any], report: Any) -> Any:
+        raise ConfigError("no such thing")
+
+    def an_end(share: Share[Any], report: Any) -> Any:
+        os._exit(9)
+
     run = on_ray(home, "failing")
     assert isinstance(run.recipe, Recipe)
     run.dir.mkdir()
