@@ -80,6 +80,7 @@ def test_exact_metrics_are_those_with_one_right_answer() -> None:
         "multiple_choice",
         "math",
         "list",
+        "choice_likelihood",
     }
 
 
