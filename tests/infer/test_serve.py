@@ -30,8 +30,8 @@ from switchgen.config import DecodingConfig  # noqa: E402
 from switchgen.ids import content_hash  # noqa: E402
 from switchgen.rows import Row  # noqa: E402
 from switchgen.rundir import Run  # noqa: E402
-from switchgen.segmentation import MAX_UTF8_EXTRA  # noqa: E402
 from switchgen.trace import Query, Segment  # noqa: E402
+from switchgen.vocabulary import MAX_UTF8_EXTRA  # noqa: E402
 
 MESSAGES = [{"role": "user", "content": "How old is person 3?"}]
 
