@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,15 +106,30 @@ def test_yaml_blocks_are_recipes_or_parts_of_one(block: Block, tmp_path: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks_in("python"))
 def test_python_examples_run(block: Block, tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", block.text],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with ExitStack() as stack:
+        text = block.text
+        if EXAMPLE_ADDRESS in text:
+            text = text.replace(EXAMPLE_ADDRESS, stack.enter_context(served_lab(tmp_path, environment)))
+        process = subprocess.run(
+            [sys.executable, "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
     assert process.returncode == 0, process.stderr
+
+
+EXAMPLE_ADDRESS = "http://127.0.0.1:8000/v1"
+
+
+@contextmanager
+def served_lab(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """The address at which a server of the shipped ladder answers."""
+    command = [sys.executable, "-m", "switchgen", "serve", "lab", "infer.policy=random", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip().rpartition(" at ")[2]
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("document", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS])
