@@ -28,6 +28,7 @@ os.environ.update(
 
 import ipaddress
 import shutil
+import signal
 import socket
 import sysconfig
 from collections.abc import Iterator
@@ -49,6 +50,10 @@ PROGRAMS = {
 
 hypothesis.settings.register_profile("switchgen", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("switchgen")
+
+# A shell that starts the suite in the background makes it ignore Ctrl-C, and every process it starts, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def find_program(name: str) -> str | None:

@@ -15,7 +15,8 @@ from switchgen.rundir import Run, open_run
 from switchgen.trace import Query
 
 NAMES = ("base", "tuned", "aligned")
-WORDS = ("apples", "pears", "plums")
+# The lab's models know these words; of others they have hardly seen the letters.
+WORDS = ("age", "height", "weight")
 
 
 def label_records(count: int, *, seed: int = 0, states: int = 1, ties: int = 0) -> list[dict[str, Any]]:
