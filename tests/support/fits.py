@@ -15,17 +15,20 @@ from switchgen.rundir import Run, open_run
 from switchgen.trace import Query
 
 NAMES = ("base", "tuned", "aligned")
-# The lab's models know these words; of others they have hardly seen the letters.
-WORDS = ("age", "height", "weight")
+WORDS = ("apples", "pears", "plums")
+LAB_WORDS = ("age", "height", "weight")
+"""The lab's models know these; of other words they have hardly seen the letters."""
 
 
-def label_records(count: int, *, seed: int = 0, states: int = 1, ties: int = 0) -> list[dict[str, Any]]:
+def label_records(
+    count: int, *, seed: int = 0, states: int = 1, ties: int = 0, words: tuple[str, str, str] = WORDS
+) -> list[dict[str, Any]]:
     """States whose best candidate is the index of the word that the query names."""
     rng = random.Random(seed)
     records = []
     for index in range(count):
         word = rng.randrange(3)
-        query = Query.from_text(f"List {index}: {WORDS[word]} and {rng.randrange(99)}", id=f"q{index}")
+        query = Query.from_text(f"List {index}: {words[word]} and {rng.randrange(99)}", id=f"q{index}")
         for state in range(states):
             prefix = [(rng.randrange(3), f" {rng.choice('abc')} {rng.randrange(99)}.") for _ in range(rng.randrange(3))]
             scores = [[1.0, 1.0] if writer == word else [0.0, rng.choice([0.0, 1.0])] for writer in range(3)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from fits import label_records, make_run, write_labels
+from fits import LAB_WORDS, label_records, make_run, write_labels
 from safetensors.torch import load_file
 
 from switchgen.rundir import Run
@@ -44,7 +44,7 @@ def test_it_learns(tmp_path: Path, lab_ladder: Path, labels: str) -> None:
         },
         ladder=lab_ladder,
     )  # fmt: skip
-    write_labels(run.dir, label_records(400))
+    write_labels(run.dir, label_records(400, words=LAB_WORDS))
     summary = main(run)
     assert summary["n_held_out"] > 50
     assert summary["accuracy"] > 0.9 > 0.6 > summary["majority"]
