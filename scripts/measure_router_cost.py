@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     ladder = make_ladder(SIZES[arguments.size], device=arguments.device, max_slots=arguments.rows)
     clock = ForwardClock(ladder.models)
-    queries = make_queries(ladder, arguments.rows)
+    queries = list(make_queries(ladder, arguments.rows))
     run(ladder, clock, queries, ladder.pool.names[-1], 8)
     run(ladder, clock, queries, arguments.routers[0], 8)
     taken: dict[str, list[dict[str, Any]]] = {name: [] for name in ("alone", *arguments.routers)}
