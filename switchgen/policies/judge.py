@@ -7,9 +7,10 @@ after each decision.
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -83,6 +84,10 @@ class _Reading:
     context: Context
     told: int = 0
     """Bytes of the response."""
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+    """Keeps the first bytes of a character until its last one is written."""
 
 
 class JudgePolicy(RouterPolicy):
@@ -129,7 +134,7 @@ class JudgePolicy(RouterPolicy):
         reading = self._readings.get(id(asked.row))
         if reading is None:
             reading = self._readings[id(asked.row)] = _Reading(Context(self.judge.start(asked.row)))
-        new = asked.text[reading.told :].decode("utf-8", errors="replace")
+        new = reading.decoder.decode(asked.text[reading.told :])
         if new:
             reading.context.ids.extend(self.judge.engine.vocabulary.encode_text(new))
         reading.told = len(asked.text)

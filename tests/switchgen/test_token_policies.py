@@ -16,7 +16,7 @@ from switchgen.errors import ConfigError, ModelError
 from switchgen.ids import derive_seed
 from switchgen.policies.fixed import ShareRandomPolicy
 from switchgen.policies.judge import Judge, load_judge
-from switchgen.policies.routers import RouterPolicy, continues_word, parse_router
+from switchgen.policies.routers import Asked, RouterPolicy, continues_word, parse_router
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
 from switchgen.vocabulary import Vocabulary
@@ -266,6 +266,17 @@ def make_judge(seed: int = 0) -> Judge:
         max_positions=1024,
     )
     return Judge(engine, chat=True)
+
+
+def test_the_judge_reads_a_character_of_two_tokens_whole(pair: Pool) -> None:
+    judge = make_judge()
+    policy = make_policy("baco-judge", pair, judge=judge)
+    row = Row(pair, Query.from_text("How old?"), 0)
+    told = judge.start(row)
+    for text, new in ((b"a ", "a "), (b"a \xc3", ""), (b"a \xc3\xa9.", "é.")):
+        policy.pick_base(torch.empty(1, 0), torch.empty(1, 0), torch.zeros(1), torch.zeros(1), [Asked(row, text)])
+        told = told + (judge.engine.vocabulary.encode_text(new) if new else [])
+        assert policy._context(Asked(row, text)).ids == told
 
 
 def test_the_judge_decides_as_its_label_logits_say(pair: Pool) -> None:
