@@ -176,9 +176,7 @@ def check_policy(name: str, names: Sequence[str]) -> None:
     if len(names) < 2:
         raise ConfigError(f"policy {name!r} chooses between candidates; the pool has only {names[0]!r}")
     if name in ("switcher", "untuned", *ROUTING_POLICIES) and len(names) > 10:
-        raise ConfigError(
-            f"policy {name!r}: the released switcher format takes at most 10 candidates; got {len(names)}"
-        )
+        raise ConfigError(f"policy {name!r}: a switcher chooses between at most 10 candidates; got {len(names)}")
 
 
 def check_left_out(name: str, left_out: Sequence[str], names: Sequence[str]) -> None:

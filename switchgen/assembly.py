@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from switchgen.api import AnyLoop, AnyPolicy, check_policy, make_loop, make_policy
 from switchgen.candidates import Pool, Switcher, check_adapter, check_model
-from switchgen.config import CandidateConfig, DecodingConfig, Recipe, nearest
+from switchgen.config import CandidateConfig, DecodingConfig, Recipe, SwitcherConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
@@ -148,14 +148,17 @@ def make_run_policy(run: Run, name: str, pool: Pool) -> AnyPolicy:
     if rule in ("switcher", "untuned", *ROUTING_POLICIES):
         adapter = switcher_adapter(run) if rule in ("switcher", ROUTING) else None
         if adapter is not None:
-            check_switcher_pool(adapter, pool.names)
+            check_trained_for(adapter, pool.names, settings)
             if settings.kind == "probe":
                 host = pool.index(settings.base or pool.names[-1])
                 probe = Probe.load(adapter)
                 probed = ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
                 left = leave_out(probed, name, frozenset(map(pool.index, barred)), len(pool)) if barred else probed
                 return guarded(left, run.recipe, pool)
-        switcher = pool.load_switcher(settings.model_copy(update={"adapter": adapter}), max_slots=_slots(run))
+        # Who was not trained has to be told in words what to do, which the compact format does not.
+        shown = settings.format if adapter is not None else "released"
+        asked = settings.model_copy(update={"adapter": adapter, "format": shown})
+        switcher = pool.load_switcher(asked, max_slots=_slots(run))
     router = run.recipe.router
     judge = load_judge(pool, router, max_slots=_slots(run)) if name == JUDGE else None
     policy = make_policy(
@@ -192,8 +195,8 @@ def guarded(policy: AnyPolicy, recipe: Recipe, pool: Pool) -> AnyPolicy:
     return MaskedPolicy(policy.inner, both, name=policy.name)
 
 
-def check_switcher_pool(adapter: str, names: Sequence[str]) -> None:
-    """See that a switcher of our own was trained for as many candidates as the pool has.
+def check_trained_for(adapter: str, names: Sequence[str], settings: SwitcherConfig) -> None:
+    """See that a switcher of our own was trained for as many candidates as the pool has, in the recipe's format.
 
     Raises:
         ConfigError: it was not.
@@ -202,7 +205,13 @@ def check_switcher_pool(adapter: str, names: Sequence[str]) -> None:
     if not os.path.isfile(path):
         return
     with open(path, encoding="utf-8") as stream:
-        trained = json.load(stream).get("candidates", [])
+        facts = json.load(stream)
+    trained, shown = facts.get("candidates", []), facts.get("format", settings.format)
+    if settings.kind == "lm" and shown != settings.format:
+        raise ConfigError(
+            f"switcher.format: {settings.format}: {adapter} was trained with switcher.format: {shown}; allowed: that "
+            "one, or a new switcher"
+        )
     if trained and len(trained) != len(names):
         raise ConfigError(
             f"{adapter}: this switcher chooses between {len(trained)} candidates ({', '.join(trained)}); the pool has "

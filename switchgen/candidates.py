@@ -20,7 +20,7 @@ from switchgen.engines.replicas import Replicas
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import TOLERANCE, SlotEngine
 from switchgen.errors import ConfigError, ModelError
-from switchgen.prompts import PLAIN_TEMPLATE, SwitcherPrompt, chat_prompt_ids, plain_prompt_ids
+from switchgen.prompts import FORMATS, PLAIN_TEMPLATE, SwitcherPrompt, chat_prompt_ids, plain_prompt_ids
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 
@@ -122,7 +122,7 @@ class Pool:
         if len(self) < 2:
             raise ModelError(f"a switcher chooses between candidates; the pool has only {self.names[0]!r}")
         if len(self) > 10:
-            raise ModelError(f"the released switcher format takes at most 10 candidates; the pool has {len(self)}")
+            raise ModelError(f"a switcher chooses between at most 10 candidates; the pool has {len(self)}")
         source = self.models.candidate_config(config.base or self.names[-1])
         if source is None:
             assert config.base is not None
@@ -142,7 +142,7 @@ class Pool:
             source = source.model_copy(update={"adapter": config.adapter})
         engine = self.models.engine(source, max_slots=max_slots, name="switcher")
         chat = prompt_style(source, engine.vocabulary) == "chat"
-        return Switcher(engine, SwitcherPrompt(engine.vocabulary, len(self), chat=chat))
+        return Switcher(engine, SwitcherPrompt(engine.vocabulary, len(self), chat=chat, format=FORMATS[config.format]))
 
     def __len__(self) -> int:
         return len(self.candidates)

@@ -129,7 +129,9 @@ class SwitcherConfig(Section):
     adapter: str | None = Field(
         None, description="PEFT adapter, or the probe's folder; default: RUN/switcher, where `train` leaves it"
     )
-    format: Literal["released"] = Field("released", description="how it sees a signed trace; at most 10 candidates")
+    format: Literal["released", "compact"] = Field(
+        "released", description="how an LM sees a signed trace: as the published switchers do, or in a few tokens"
+    )
     temperature: float = Field(1.0, gt=0, description="flattens (> 1) or sharpens (< 1) the probabilities")
     top_p: float = Field(0.9, gt=0, le=1, description="the writer is drawn from this nucleus; near 0 means argmax")
     dtype: Dtype = "auto"

@@ -4,7 +4,7 @@ A tuned candidate reads the conversation in its chat template and the trace as t
 A base model reads plain text. Both are prompt tokens followed by the trace's own tokens, so they only grow.
 
 Text from users and candidates never counts as structure: it is tokenized without control tokens, and patterns that look
-like the switcher's signatures are escaped (`neutralise`).
+like the switcher's signatures are escaped (`SwitcherFormat.neutralise`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from switchgen.errors import ModelError
@@ -24,48 +25,82 @@ PLAIN_TEMPLATE = "{query}\n{trace}"
 PINNED_DATE = datetime.datetime(2024, 7, 26)
 """The day it is for chat templates that ask (Llama 3's own default)."""
 
-_SIGNATURE = re.compile(r"<(?=\\*\s*model\s+\d+\s+(?:begins|ends)\s*>)", re.IGNORECASE)
 _DATE = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")")
 # Private-use characters mark where a message's content goes while the chat template is rendered.
 _SLOT = "\ue000{}\ue001"
 
 
-def neutralise(text: str) -> str:
-    r"""Escape what looks like a signature: `<model 2 ends>` becomes `<\model 2 ends>`.
+@dataclass(frozen=True)
+class SwitcherFormat:
+    """How the switcher is shown who wrote what, and how it is asked; labels are one digit, so pools hold 2 to 10."""
 
-    A pattern that already carries backslashes gets one more, so that different texts stay different.
-    """
-    return _SIGNATURE.sub(r"<\\", text)
+    name: str
+    signed: str
+    """One signed segment, with `{writer}` and `{text}`, and what sets it apart from what stands before it."""
+    asks: str
+    """The question that ends the prompt, with `{last}`, the largest label."""
+    forged: re.Pattern[str]
+    """The place in front of which a text that looks like a signature is escaped."""
+
+    def neutralise(self, text: str) -> str:
+        r"""Escape what looks like a signature: `<model 2 ends>` becomes `<\model 2 ends>`.
+
+        A pattern that already carries backslashes gets one more, so that different texts stay different.
+        """
+        return self.forged.sub(lambda found: found[0] + "\\", text)
+
+    def signature(self, writer: int, segment: str) -> str:
+        """One signed segment of the switcher's prompt, with the space before it."""
+        return self.signed.format(writer=writer, text=self.neutralise(segment))
+
+    def question(self, num_candidates: int) -> str:
+        """The question that ends the switcher's prompt."""
+        return self.asks.format(last=num_candidates - 1)
+
+    def prompt(self, query: str, segments: Sequence[tuple[int, str]], num_candidates: int) -> str:
+        """The whole prompt, before the chat template.
+
+        Args:
+            query: what the user asked.
+            segments: (writer, text) of each segment so far, in order.
+            num_candidates: size of the pool, 2 to 10.
+
+        Raises:
+            ValueError: the pool is too small or too large for one-digit labels.
+        """
+        check_pool_size(num_candidates)
+        signed = "".join(self.signature(writer, text) for writer, text in segments)
+        return self.neutralise(query) + signed + self.question(num_candidates)
 
 
-def signature(writer: int, segment: str) -> str:
-    """One signed segment of the switcher's prompt, with the space before it."""
-    return f" <model {writer} begins> {neutralise(segment)} <model {writer} ends>"
+RELEASED = SwitcherFormat(
+    name="released",
+    signed=" <model {writer} begins> {text} <model {writer} ends>",
+    asks=" Which model should generate the next segment? Please respond with a number from 0 to {last}. "
+    "The answer is model ",
+    forged=re.compile(r"<(?=\\*\s*model\s+\d+\s+(?:begins|ends)\s*>)", re.IGNORECASE),
+)
+"""The format of the paper's code and its published switchers (METHOD §1)."""
+
+COMPACT = SwitcherFormat(
+    name="compact",
+    signed=" [{writer}] {text}",
+    asks=" [",
+    forged=re.compile(r"\[(?=\\*\s*\d+\s*\])"),
+)
+"""A mark a segment and one to ask: a few tokens instead of some forty, for switchers that are fitted here."""
+
+FORMATS = {switcher_format.name: switcher_format for switcher_format in (RELEASED, COMPACT)}
 
 
-def question(num_candidates: int) -> str:
-    """The question that ends the switcher's prompt; one trailing space."""
-    return (
-        " Which model should generate the next segment? Please respond with a number from 0 to "
-        f"{num_candidates - 1}. The answer is model "
-    )
-
-
-def switcher_prompt(query: str, segments: Sequence[tuple[int, str]], num_candidates: int) -> str:
-    """The released switcher prompt (METHOD §1, `format: released`), before the chat template.
-
-    Args:
-        query: what the user asked.
-        segments: (writer, text) of each segment so far, in order.
-        num_candidates: size of the pool, 2 to 10.
+def check_pool_size(num_candidates: int) -> None:
+    """Labels are one digit.
 
     Raises:
-        ValueError: the pool is too small or too large for one-digit labels.
+        ValueError: the pool is too small or too large.
     """
     if not 2 <= num_candidates <= 10:
-        raise ValueError(f"the released switcher format takes 2 to 10 candidates; got {num_candidates}")
-    signed = "".join(signature(writer, text) for writer, text in segments)
-    return neutralise(query) + signed + question(num_candidates)
+        raise ValueError(f"a switcher chooses between 2 and 10 candidates; got {num_candidates}")
 
 
 def plain_prompt_ids(vocabulary: Vocabulary, query: Query, template: str) -> list[int]:
@@ -165,7 +200,7 @@ def _dated(template: str) -> str:
 
 
 class SwitcherPrompt:
-    """The released prompt as tokens that only append: head, query, signed segments; then a question that is rewound.
+    """The prompt as tokens that only append: head, query, signed segments; then a question that is rewound.
 
     A switcher with a chat template reads one user message; one without reads the plain text. Every part is tokenized by
     itself, so the ids can differ from those of the whole string where a merge would cross a border.
@@ -174,9 +209,11 @@ class SwitcherPrompt:
         ModelError: a label "0" … "n-1" is not one token where the answer starts.
     """
 
-    def __init__(self, vocabulary: Vocabulary, num_candidates: int, *, chat: bool) -> None:
-        if not 2 <= num_candidates <= 10:
-            raise ValueError(f"the released switcher format takes 2 to 10 candidates; got {num_candidates}")
+    def __init__(
+        self, vocabulary: Vocabulary, num_candidates: int, *, chat: bool, format: SwitcherFormat = RELEASED
+    ) -> None:
+        check_pool_size(num_candidates)
+        self.format = format
         self.vocabulary = vocabulary
         self.num_candidates = num_candidates
         if chat:
@@ -187,7 +224,7 @@ class SwitcherPrompt:
         self.head_ids = head
         self._opens = not chat
         self._tail_ids = tail
-        self.question_ids = [*vocabulary.encode_text(question(num_candidates)), *tail]
+        self.question_ids = [*vocabulary.encode_text(format.question(num_candidates)), *tail]
         self.label_ids = [self._label_id(label) for label in range(num_candidates)]
 
     def asking(self, text: str) -> SwitcherPrompt:
@@ -200,18 +237,18 @@ class SwitcherPrompt:
         ids = self.vocabulary.encode_text(str(label))
         if len(ids) != 1 or self.vocabulary.decode(ids) != str(label):
             raise ModelError(
-                f"{self.vocabulary.source}: the label {str(label)!r} is not one token; the released switcher "
-                "format needs one token a label"
+                f"{self.vocabulary.source}: the label {str(label)!r} is not one token; a switcher "
+                "needs one token a label"
             )
         return ids[0]
 
     def query_ids(self, query: Query) -> list[int]:
         """Tokens before the first segment."""
-        return [*self.head_ids, *self.vocabulary.encode_text(neutralise(query.text), opens=self._opens)]
+        return [*self.head_ids, *self.vocabulary.encode_text(self.format.neutralise(query.text), opens=self._opens)]
 
     def segment_ids(self, writer: int, text: str) -> list[int]:
         """Tokens that one signed segment appends."""
-        return self.vocabulary.encode_text(signature(writer, text))
+        return self.vocabulary.encode_text(self.format.signature(writer, text))
 
     def full_ids(self, query: Query, segments: Sequence[tuple[int, str]]) -> list[int]:
         """The whole prompt's tokens, question included: what training and inference both read."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from switchgen.prompts import FORMATS
+
 
 def card(front: Mapping[str, Any], title: str, sections: Sequence[tuple[str, str]]) -> str:
     """A README.md with the hub's YAML head."""
@@ -36,12 +38,15 @@ def switcher_card(facts: Mapping[str, Any]) -> str:
     front = {"base_model": facts["base"], "library_name": "peft", "tags": ["switchgen", "switcher", "lora"]}
     prompt = (
         "One user message in the base's chat template (plain text where it has none): the query, then "
-        "`<model i begins> … <model i ends>` per segment, then the question. The softmax over the logits of the tokens "
+        f"`{FORMATS[facts['format']].signed.format(writer='i', text='…').strip()}` per segment, then "
+        f"`{FORMATS[facts['format']].question(len(names)).strip()}`. The softmax over the logits of the tokens "
         f"`0` … `{len(names) - 1}` where the answer starts is the probability of each candidate.\n\n"
         "```python\nfrom switchgen import Pool, decide\n"
         "from switchgen.config import SwitcherConfig\n\n"
         "pool = Pool.load([...])  # the candidates below, in this order\n"
-        'switcher = pool.load_switcher(SwitcherConfig(base="' + str(facts["base"]) + '", adapter="."))\n'
+        "settings = SwitcherConfig(\n"
+        f'    base="{facts["base"]}", adapter=".", format="{facts["format"]}"\n)\n'
+        "switcher = pool.load_switcher(settings)\n"
         'decide(pool, switcher, "a question")\n```'
     )
     return card(front, "A switcher: which model writes the next segment", [

@@ -26,7 +26,7 @@ from switchgen.candidates import load_vocabulary, prompt_style
 from switchgen.config import CandidateConfig, Recipe
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import content_hash
-from switchgen.prompts import SwitcherPrompt
+from switchgen.prompts import FORMATS, SwitcherPrompt
 from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
 from switchgen.weights import weights_hash
 from train.label_data import LabelData, label_examples, read_labels
@@ -108,16 +108,15 @@ def prepare(run: Run) -> SwitcherPlan:
     recipe = run.recipe
     settings = recipe.train
     if not 2 <= len(recipe.pool) <= 10:
-        raise ConfigError(
-            f"pool: a switcher in the released format chooses between 2 and 10 candidates; got {len(recipe.pool)}"
-        )
+        raise ConfigError(f"pool: a switcher chooses between 2 and 10 candidates; got {len(recipe.pool)}")
     if settings.lora is None:
         raise ConfigError("train.lora: null: a switcher is a LoRA adapter over its base; allowed: r, alpha, dropout, …")
     check_arguments("train", settings.args)
     base = switcher_base(recipe)
     records = read_labels(run)
     vocabulary = load_vocabulary(base.model, revision=base.revision, trust_remote_code=base.trust_remote_code)
-    prompt = SwitcherPrompt(vocabulary, len(recipe.pool), chat=prompt_style(base, vocabulary) == "chat")
+    chat = prompt_style(base, vocabulary) == "chat"
+    prompt = SwitcherPrompt(vocabulary, len(recipe.pool), chat=chat, format=FORMATS[recipe.switcher.format])
     model_config = AutoConfig.from_pretrained(
         base.model, revision=base.revision, trust_remote_code=base.trust_remote_code
     ).get_text_config()

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from switchgen.candidates import Candidate, Pool, Switcher, build_engine, stop_ids
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ConfigError
-from switchgen.prompts import PLAIN_TEMPLATE, SwitcherPrompt, question, signature
+from switchgen.prompts import PLAIN_TEMPLATE, RELEASED, SwitcherPrompt
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 
@@ -141,7 +141,7 @@ def make_tokenizer(vocab_size: int) -> Any:
     words = ["".join(draw.choices(syllables, k=draw.choice((1, 2, 2, 3, 3, 4)))) for _ in range(vocab_size)]
     lines = [" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(vocab_size)]
     # The switcher's own words are frequent in its prompts, as the public tokenizers' words are in theirs.
-    frame = [signature(writer, "x") + question(3) for writer in range(10)] * 50
+    frame = [RELEASED.signature(writer, "x") + RELEASED.question(3) for writer in range(10)] * 50
     printable = "".join(chr(code) for code in range(32, 127)) + "\n"
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(

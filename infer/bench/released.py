@@ -14,7 +14,7 @@ import torch
 
 from infer.bench.cases import Bench, Cell, padded, sampled
 from infer.bench.stopwatch import Taken, timed
-from switchgen.prompts import switcher_prompt
+from switchgen.prompts import RELEASED
 from switchgen.trace import Query
 
 _SWITCHER_TOKENS = 50
@@ -53,7 +53,7 @@ def _answers(
     ladder = bench.ladder
     prompts = []
     for query, trace in zip(queries, traces, strict=True):
-        text = switcher_prompt(query.text, trace, len(ladder.pool))
+        text = RELEASED.prompt(query.text, trace, len(ladder.pool))
         prompts.append(_chat(bench, len(ladder.pool), text))
     return _generate(bench, len(ladder.pool), prompts, _SWITCHER_TOKENS, taken)
 

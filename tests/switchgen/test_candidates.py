@@ -389,7 +389,7 @@ def test_a_switcher_needs_a_choice_and_a_whole_model(folder: Path) -> None:
     with pytest.raises(ModelError, match="'a' is itself an adapter .*; a switcher adapter needs a whole model"):
         pool.load_switcher(SwitcherConfig(base="a", adapter=str(folder / "judge")))
     many = [config.model_copy(update={"name": f"c{index}"}) for index, config in enumerate(configs(folder, None) * 11)]
-    with pytest.raises(ModelError, match="takes at most 10 candidates; the pool has 11"):
+    with pytest.raises(ModelError, match="chooses between at most 10 candidates; the pool has 11"):
         Pool.load(many).load_switcher(SwitcherConfig())
     with pytest.raises(ModelError, match="at least one candidate"):
         Pool.load([])

@@ -22,7 +22,7 @@ from switchgen.config import DecodingConfig
 from switchgen.errors import ConfigError
 from switchgen.loop import Loop
 from switchgen.policies import FixedPolicy, RandomPolicy
-from switchgen.prompts import switcher_prompt
+from switchgen.prompts import RELEASED
 from switchgen.rows import Row
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import MAX_WORD_EXTRA
@@ -157,7 +157,7 @@ def test_text_through_the_real_loop() -> None:
                 )
                 assert member.candidate.vocabulary.decode_bytes(ids) == written
                 assert member.candidate.vocabulary.control_ids.isdisjoint(ids)
-            signed = switcher_prompt(trace.query.text, trace.signed(), 3)
+            signed = RELEASED.prompt(trace.query.text, trace.signed(), 3)
             assert signed in prompt.vocabulary.decode(prompt.full_ids(trace.query, trace.signed()))
     assert segments > 150
 

@@ -50,7 +50,7 @@ def test_policies_by_name(ladder: Ladder) -> None:
         ("switchr", ["a", "b"], r"unknown policy 'switchr' \(did you mean 'switcher'\?\); allowed: .*random, .*a, b"),
         ("random", ["a"], "policy 'random' chooses between candidates; the pool has only 'a'"),
         ("switcher", ["a"], "policy 'switcher' chooses between candidates; the pool has only 'a'"),
-        ("untuned", [str(index) for index in range(11)], "takes at most 10 candidates; got 11"),
+        ("untuned", [str(index) for index in range(11)], "chooses between at most 10 candidates; got 11"),
     ],
 )  # fmt: skip
 def test_policies_that_cannot_be(name: str, names: list[str], message: str) -> None:

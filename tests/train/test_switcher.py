@@ -12,6 +12,7 @@ import torch
 import yaml
 from fits import NAMES, label_records, make_run, write_labels
 
+from switchgen.assembly import make_run_policy
 from switchgen.candidates import Pool
 from switchgen.errors import ConfigError, DataError
 from switchgen.policies import SwitcherPolicy
@@ -99,6 +100,28 @@ def test_plain_peft_and_the_pool_read_the_same_logits(fitted: Run) -> None:
             plain = untuned(input_ids=prompt).logits[0, -1, switcher.prompt.label_ids].double()
         moved = max(moved, (plain - ours).abs().max().item())
     assert moved > 1e-3, "the adapter does something"
+
+
+def test_a_compact_switcher_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    run = fast_run(tmp_path)
+    compact = open_run(str(run.source), ["switcher.format=compact"], run.dir)
+    plan = prepare(compact)
+    record = plan.data.train[0]
+    released = prepare(run).data.train[0]
+    assert len(record.input_ids) < len(released.input_ids)
+    main(compact)
+    facts = json.loads((compact.switcher_adapter / "switchgen.json").read_text())
+    assert (
+        facts["format"] == "compact" and "`[i] …` per segment" in (compact.switcher_adapter / "README.md").read_text()
+    )
+    pool = Pool.from_recipe(compact.recipe)
+    policy = make_run_policy(compact, "switcher", pool)
+    assert isinstance(policy, SwitcherPolicy) and policy.switcher.prompt.format.name == "compact"
+    # Who was not trained is asked in words.
+    untuned = make_run_policy(compact, "untuned", pool)
+    assert isinstance(untuned, SwitcherPolicy) and untuned.switcher.prompt.format.name == "released"
+    with pytest.raises(ConfigError, match=r"switcher\.format: released: .* was trained with switcher\.format: compact"):
+        make_run_policy(open_run(str(run.source), [], run.dir), "switcher", pool)
 
 
 def test_a_second_start_finds_it_finished(fitted: Run, caplog: pytest.LogCaptureFixture) -> None:
