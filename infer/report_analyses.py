@@ -131,8 +131,8 @@ def _segments(document: Mapping[str, Any] | None) -> JSON:
             tables.append({"title": policy, "head": ["segment", *tasks], "rows": rows})
     return {
         "id": "segments", "title": "Segment length", "tables": tables,
-        "note": "The same questions with other segments: a number of tokens, or to the end of a sentence or a line (at "
-        "most 100 tokens). ▲ marks a column's highest value.",
+        "note": "The same questions with other segments: a number of tokens, to the end of a sentence or a line, or to "
+        "where the writer is unsure (p@γ, h@γ), at most 100 tokens. ▲ marks a column's highest value.",
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`switchgen segments`: the same questions with other segments: 10 to 100 tokens, to a sentence's or a line's end.
+"""`switchgen segments`: the same questions with other segments: 10 to 100 tokens, or to where a boundary lies.
 
 RUN/segments/<setting>/evaluation/…   one evaluation a setting, resumable as any
 RUN/segments/results.json             `{"schema", "settings": […], "rows": [{"policy", "task", "setting", "value", …}]}`
@@ -23,18 +23,19 @@ logger = logging.getLogger("switchgen")
 JSON = dict[str, Any]
 _SEGMENT_POLICIES = ("switcher", "untuned", "random")
 _LONG = 100
-"""Tokens at which a sentence or line ends, at the latest, where nobody says."""
+"""Tokens at which an adaptive segment ends at the latest."""
 
 
 def main(
-    run: Run, *, tokens: Sequence[int] = (10, 25, 50, 100), ends: Sequence[str] = ("sentence", "line"),
+    run: Run, *, tokens: Sequence[int] = (10, 25, 50, 100), ends: Sequence[str] = ("sentence", "line", "p@0.3"),
     workers: int | None = None,
 ) -> JSON:  # fmt: skip
     """Evaluate the recipe's switching policies with each kind of segment.
 
     Args:
         tokens: lengths of segments.
-        ends: adaptive segments: to the end of a sentence or a line, at most 100 tokens.
+        ends: adaptive segments of at most 100 tokens, as `decoding.segment.end` has them: to the end of a sentence
+            or a line, or to where the writer is unsure.
         workers: processes; default `evaluate.workers`.
 
     Raises:
@@ -46,12 +47,19 @@ def main(
                           "random, segment-rand@γ")  # fmt: skip
     settings: dict[str, JSON] = {f"{count} tokens": {"tokens": count, "end": "length"} for count in tokens}
     settings |= {end: {"tokens": _LONG, "end": end} for end in ends}
+    evaluation = {"policies": policies, "baselines": False, "against": None}
+    # All settings are checked before the first is evaluated.
+    runs = {
+        name: sub_run(
+            run,
+            f"segments/{segment['end']}-{segment['tokens']}",
+            {"decoding": {"segment": segment}, "evaluate": evaluation},
+        )
+        for name, segment in settings.items()
+    }
     rows = []
-    for name, segment in settings.items():
+    for name, changed in runs.items():
         logger.info("segments: %s", name)
-        place = f"segments/{segment['end']}-{segment['tokens']}"
-        evaluation = {"policies": policies, "baselines": False, "against": None}
-        changed = sub_run(run, place, {"decoding": {"segment": segment}, "evaluate": evaluation})
         results = evaluate(changed, workers=workers)
         for row in results["rows"]:
             if row["seed"] is None:

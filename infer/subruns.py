@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from switchgen.assembly import is_own_model
-from switchgen.config import Recipe
-from switchgen.errors import ConfigError
+from switchgen.config import check_recipe
 from switchgen.rundir import Run
 
 
@@ -24,11 +23,7 @@ def sub_run(run: Run, place: str, updates: dict[str, Any]) -> Run:
         data["switcher"]["adapter"] = str(run.switcher_adapter.resolve())
     for section, values in updates.items():
         data[section] = {**data[section], **values} if isinstance(values, dict) else values
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValueError as error:
-        raise ConfigError(f"{run.source}, {place}: {error}") from None
-    return Run(run.name, recipe, run.dir / place, run.source)
+    return Run(run.name, check_recipe(data, f"{run.source}, {place}"), run.dir / place, run.source)
 
 
 def choosing(run: Run, policies: list[str]) -> list[str]:

@@ -76,12 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_calibrate(calibrate)
     _add(verbs, "report", _report, "the page people look at: report/index.html", ["switchgen report lab"])
     segments = _add(verbs, "segments", _segments, "the same questions with other segment lengths",
-                    ["switchgen segments lab", "switchgen segments lab --tokens 10 25 50 100 --ends sentence line",
+                    ["switchgen segments lab", "switchgen segments lab --tokens 10 50 100 --ends sentence p@0.3 h@1.5",
                      "switchgen segments lab 'evaluate.policies=[switcher]' evaluate.limit=50"])  # fmt: skip
     segments.add_argument("--tokens", nargs="*", type=_positive, default=[10, 25, 50, 100], metavar="N",
                           help="lengths in tokens (default: %(default)s)")  # fmt: skip
-    segments.add_argument("--ends", nargs="*", choices=["sentence", "line"], default=["sentence", "line"],
-                          help="adaptive segments (default: both)")  # fmt: skip
+    segments.add_argument("--ends", nargs="*", type=_segment_end, metavar="END", default=["sentence", "line", "p@0.3"],
+                          help="adaptive segments: sentence, line, or where the writer is unsure: p@γ, h@γ "
+                          "(default: %(default)s)")  # fmt: skip
     _add_workers(segments, "evaluate")
     safety = _add(verbs, "safety", _safety, "prompts to refuse: refusal rates under policies and constraints",
                   ["switchgen safety my-ladder.yaml --prompts harmful.jsonl",
@@ -197,6 +198,15 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not allowed; at least 1")
     return value
+
+
+def _segment_end(text: str) -> str:
+    from switchgen.config import segment_end  # noqa: PLC0415
+
+    try:
+        return segment_end(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,8 @@ line, key path, what was got and the nearest allowed spelling.
 from __future__ import annotations
 
 import difflib
+import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +28,13 @@ from pydantic import (
 
 from switchgen.errors import ConfigError
 
+logger = logging.getLogger("switchgen")
+
 CONFIGS_DIR = Path(__file__).resolve().parents[1] / "configs"
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 
 Dtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+_ENDS = ("length", "sentence", "line")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHORTHANDS = {"segment": "tokens", "tasks": "shipped"}
 _RESERVED_NAMES = frozenset(
@@ -152,10 +157,73 @@ class RouterConfig(Section):
 
 
 class SegmentConfig(Section):
-    """Where a segment ends."""
+    """Where a segment ends (`segmentation.SegmentRule`, docs/inference.md)."""
 
     tokens: int = Field(50, ge=1, description="tokens; the longest a segment gets")
-    end: Literal["length", "sentence", "line"] = Field("length", description="end earlier at a sentence or a line")
+    end: str = Field(
+        "length",
+        description="end earlier: sentence, line; p@γ: before a word of which the writer's likeliest token has a "
+        "probability below γ; h@γ: where the entropy of its distribution is above γ, in nats",
+    )
+    min_tokens: int = Field(5, ge=1, description="p@γ and h@γ: tokens that a segment has before it may end there")
+
+    @field_validator("end")
+    @classmethod
+    def _end(cls, value: str) -> str:
+        return segment_end(value)
+
+    @model_validator(mode="after")
+    def _minimum_fits(self) -> SegmentConfig:
+        if self.unsure is not None and self.min_tokens > self.tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above tokens ({self.tokens})")
+        if self.unsure is None and "min_tokens" in self.model_fields_set:
+            logger.warning("decoding.segment.min_tokens has no effect: decoding.segment.end is %s", self.end)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_minimum(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Other segments look as they did before there was a minimum: what is hashed stays the same."""
+        data: dict[str, Any] = dump(self)
+        if self.unsure is None:
+            data.pop("min_tokens", None)
+        return data
+
+    @property
+    def unsure(self) -> tuple[Literal["p", "h"], float] | None:
+        """(measure, γ) where a segment ends where its writer is unsure."""
+        return _unsure(self.end)
+
+
+def segment_end(value: str) -> str:
+    """An end of segments as it is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if value not in _ENDS and _unsure(value) is None:
+        raise ValueError(
+            f"allowed: {', '.join(_ENDS)}, p@γ with 0 < γ <= 1, h@γ with γ >= 0 (nats){_nearest(value, _ENDS)}"
+        )
+    return value
+
+
+def _unsure(end: str) -> tuple[Literal["p", "h"], float] | None:
+    measure, _, text = end.partition("@")
+    try:
+        gamma = float(text)
+    except ValueError:
+        return None
+    if measure == "p" and 0 < gamma <= 1:
+        return "p", gamma
+    return ("h", gamma) if measure == "h" and 0 <= gamma < math.inf else None
+
+
+def unsure_over_the_wire(end: str, candidate: str) -> str:
+    """Why segments cannot end where a writer behind a server is unsure."""
+    return (
+        f"decoding.segment.end: {end!r} reads the writer's distribution, and candidate {candidate!r} is behind a "
+        f"server (engine: openai), which sends text; allowed with it: {', '.join(_ENDS)}"
+    )
 
 
 class DecodingConfig(Section):
@@ -572,6 +640,9 @@ class Recipe(Section):
                     raise ValueError(f"baselines.{key}: no candidate is called {value!r}; allowed: {', '.join(names)}")
         if self.distill.base is not None and self.distill.base not in names:
             raise ValueError(f"distill.base: no candidate is called {self.distill.base!r}; allowed: {', '.join(names)}")
+        remote = [candidate.name for candidate in self.pool if candidate.engine == "openai"]
+        if remote and self.decoding.segment.unsure is not None:
+            raise ValueError(unsure_over_the_wire(self.decoding.segment.end, remote[0]))
         if self.switcher.kind == "probe" and self.switcher.base not in (None, *names):
             raise ValueError(
                 f"switcher.base: a probe reads a candidate's hidden state, and no candidate is called "
@@ -624,11 +695,24 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     data, lines = _read_yaml(path)
     for override in overrides:
         _apply_override(data, override)
+    return check_recipe(data, str(path), lines)
+
+
+def check_recipe(data: Mapping[str, Any], source: str, lines: Mapping[tuple[str, ...], int] | None = None) -> Recipe:
+    """The recipe that plain values make.
+
+    Args:
+        source: where they are from, for the message.
+        lines: where each key path stands.
+
+    Raises:
+        ConfigError: lists every problem, one a line.
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = [_describe(problem, path, lines) for problem in error.errors()]
-        head = f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
+        problems = [_describe(problem, lines or {}) for problem in error.errors()]
+        head = f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe"
         raise ConfigError("\n".join([head, *(f"  {problem}" for problem in problems)])) from None
 
 
@@ -719,7 +803,7 @@ def _long_form(key: str, value: Any) -> Any:
     return value
 
 
-def _describe(problem: Mapping[str, Any], path: Path, lines: Mapping[tuple[str, ...], int]) -> str:
+def _describe(problem: Mapping[str, Any], lines: Mapping[tuple[str, ...], int]) -> str:
     location = tuple(str(part) for part in problem["loc"])
     key_path = ".".join(location) or "recipe"
     line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)

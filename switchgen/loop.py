@@ -13,11 +13,12 @@ from dataclasses import replace
 from itertools import chain
 
 from switchgen.candidates import Pool
-from switchgen.config import DecodingConfig
+from switchgen.config import DecodingConfig, unsure_over_the_wire
 from switchgen.engines.base import Engine, WriteItem, Written
 from switchgen.engines.joint import can_write_together, families, write_together
 from switchgen.engines.remote import RemoteEngine, write_remotely
 from switchgen.engines.transformers import SlotEngine
+from switchgen.errors import ConfigError
 from switchgen.policies.base import Policy
 from switchgen.policies.masked import MaskedPolicy
 from switchgen.policies.probe import ProbePolicy
@@ -60,12 +61,15 @@ class Loop:
         self.max_segments = max_segments
         self._families = families([candidate.engine for candidate in pool])
         self._terms = Terms(policy, decoding)
-        self._check_names(decoding)
+        self._check(decoding)
 
-    def _check_names(self, decoding: DecodingConfig) -> None:
+    def _check(self, decoding: DecodingConfig) -> None:
         for name in (decoding.first, decoding.last):
             if name is not None:
                 self.pool.index(name)
+        remote = [candidate.name for candidate in self.pool if isinstance(candidate.engine, RemoteEngine)]
+        if remote and decoding.segment.unsure is not None:
+            raise ConfigError(unsure_over_the_wire(decoding.segment.end, remote[0]))
 
     def terms(self, row: Row) -> Terms:
         """Who chooses the row's writers, and how they write."""
@@ -230,9 +234,8 @@ class Loop:
 
     def _rule(self, row: Row, *, closes: bool) -> SegmentRule:
         """Where the row's next segment ends."""
-        # The last writer is not cut at a sentence: nobody comes after it.
-        end = "length" if closes else self.terms(row).decoding.segment.end
-        return SegmentRule(end, whole_words=len(self.pool.vocabularies) > 1)
+        segment = self.terms(row).decoding.segment
+        return SegmentRule.of(segment, closes=closes, whole_words=len(self.pool.vocabularies) > 1)
 
     def _write(self, batch: Mapping[int, Sequence[Turn]]) -> None:
         """One segment for each row, by writer."""

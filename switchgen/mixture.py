@@ -63,7 +63,8 @@ class Mixture:
         seed: of those sequences.
 
     Raises:
-        ConfigError: the policy has no probabilities of writers (token routers, rules over whole responses).
+        ConfigError: the policy has no probabilities of writers (token routers, rules over whole responses), or
+            segments end where their writer is unsure.
     """
 
     def __init__(
@@ -82,10 +83,16 @@ class Mixture:
         self.samples = samples
         self.seed = seed
         self._first = None if decoding.first is None else pool.index(decoding.first)
-        self._rule = SegmentRule(decoding.segment.end, len(pool.vocabularies) > 1)
+        self._rule = SegmentRule.of(decoding.segment, whole_words=len(pool.vocabularies) > 1)
         grain = inner.grain if isinstance(inner, ShareRandomPolicy) else None
         # One choice, and its writer writes to the end, however long that is.
         self._chooses_once = isinstance(inner, FixedPolicy | RoutingPolicy) or grain == "response"
+        if self._rule.reads_logits and not self._chooses_once:
+            raise ConfigError(
+                f"decoding.segment.end: with {decoding.segment.end!r} each writer ends its segments elsewhere in the "
+                "same text, so the text has no common cut into segments; allowed where texts are compared by their "
+                "likelihood: length, sentence, line"
+            )
 
     def score(self, pairs: Sequence[tuple[Query, str]]) -> list[TextLikelihood]:
         """Likelihood of each (query, text).

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import torch
 
@@ -78,6 +79,21 @@ def token_probs(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
     """Softmax of `logits / temperature` in float32 or better, shape NV."""
     logits_NV = logits_NV.float() if logits_NV.dtype in (torch.float16, torch.bfloat16) else logits_NV
     return torch.softmax(logits_NV / temperature, dim=-1)
+
+
+def is_unsure(logits_NV: torch.Tensor, measure: Literal["p", "h"], gamma: float) -> torch.Tensor:
+    """Whether a model is unsure of its next token, by its distribution at temperature 1 (bool, shape N).
+
+    Args:
+        measure: `p`: its likeliest token has a probability below `gamma` (BACo's rule P, arXiv 2511.05650, and
+            Nudging's, Fei et al. 2025, arXiv 2410.09300, §3); `h`: its entropy is above `gamma` nats (BACo's rule H).
+    """
+    log_probs_NV = torch.log_softmax(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), -1)
+    if measure == "p":
+        return log_probs_NV.max(dim=-1).values.exp() < gamma
+    # 0 * -inf is no number; a token that cannot come adds nothing to the entropy.
+    terms_NV = torch.where(log_probs_NV == -torch.inf, 0.0, log_probs_NV.exp() * log_probs_NV)
+    return -terms_NV.sum(dim=-1) > gamma
 
 
 def sample_tokens(

@@ -16,11 +16,11 @@ import torch
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Session
-from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy, continues_word
+from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
 from switchgen.trace import Segment, SegmentFinish, TraceFinish
-from switchgen.vocabulary import MAX_UTF8_EXTRA
+from switchgen.vocabulary import MAX_UTF8_EXTRA, continues_word
 
 
 @dataclass(slots=True)

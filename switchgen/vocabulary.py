@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,26 @@ class Vocabulary:
                 return f"token {token!r} has id {index} in {self.source} and {place} in {other.source}"
         extra = min((index, token) for token, index in other.text_ids.items() if token not in self.text_ids)
         return f"token {extra[1]!r} has id {extra[0]} in {other.source} and is not there in {self.source}"
+
+
+def continues_word(before: bytes, token: bytes) -> bool:
+    """Whether a token goes on with the word that the text ends in.
+
+    It does if the text ends in a letter, digit or mark (or inside a character) and the token begins with one (or with
+    the rest of that character). Vocabularies mark words by a leading space, so this reads the bytes and not the
+    token's kind.
+    """
+    if not before or not token:
+        return False
+    if token[0] & 0xC0 == 0x80:
+        return True
+    last = before[-4:].decode("utf-8", errors="ignore")[-1:]
+    first = token[:4].decode("utf-8", errors="ignore")[:1]
+    return bool(last) and bool(first) and _in_word(last) and _in_word(first)
+
+
+def _in_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def _token_bytes(tokenizer: PreTrainedTokenizerBase, source: str) -> list[bytes]:

@@ -41,20 +41,21 @@ def write_segments(
     rows = list(session.order)
     pens = [Pen(items[index]) for index in rows]
     device = banned_ids.device
-    # What sampling and the next forward need stays on the device; the one thing that comes back is the tokens.
+    # What sampling and the next forward need stays on the device; what comes back is the tokens, and who was unsure.
     seeds_N = torch.tensor([pen.item.seed for pen in pens], device=device)
     index_N = torch.tensor([pen.item.token_index for pen in pens], device=device)
     ids_N: torch.Tensor | None = None
     while rows:
         logits_NV = session.logits(ids_N).index_fill_(1, banned_ids, float("-inf"))
         ids_N = sample_tokens(logits_NV, seeds_N, index_N, params)
+        unsure = rule.unsure(logits_NV) or [False] * len(rows)
         index_N = index_N + 1
         tokens = ids_N.tolist()
         stats.steps += 1
         stats.decoded_tokens += len(tokens)
         going = []
         for row, (pen, token) in enumerate(zip(pens, tokens, strict=True)):
-            result = advance(pen, token, rule, stop, vocabulary, stop_ids)
+            result = advance(pen, token, rule, stop, vocabulary, stop_ids, unsure=unsure[row])
             if result is None:
                 going.append(row)
             else:
@@ -68,12 +69,23 @@ def write_segments(
 
 
 def advance(
-    pen: Pen, token: int, rule: SegmentRule, stop: Sequence[bytes], vocabulary: Vocabulary, stop_ids: frozenset[int]
+    pen: Pen,
+    token: int,
+    rule: SegmentRule,
+    stop: Sequence[bytes],
+    vocabulary: Vocabulary,
+    stop_ids: frozenset[int],
+    *,
+    unsure: bool = False,
 ) -> Written | None:
-    """Append one drawn token to its row; the finished segment if this ends it."""
+    """Append one drawn token to its row; the finished segment if this ends it.
+
+    Args:
+        unsure: whether the writer was unsure when it drew the token.
+    """
     if token in stop_ids:
         return Written(pen.ids, "eos")
-    if rule.ends_before(vocabulary, pen.ids, token, pen.item.max_tokens):
+    if rule.ends_before(vocabulary, pen.ids, token, pen.item.max_tokens, unsure=unsure):
         return Written(pen.ids, "boundary")
     pen.ids.append(token)
     pen.item.context.ids.append(token)

@@ -42,7 +42,7 @@ import torch
 from switchgen.config import DATA_DIR, nearest
 from switchgen.errors import ConfigError
 from switchgen.rows import Row
-from switchgen.sampling import Purpose, uniform
+from switchgen.sampling import Purpose, is_unsure, uniform
 from switchgen.vocabulary import Vocabulary
 
 LogitRule = Literal["p", "h", "rand", "nudge", "average", "contrast", "judge"]
@@ -205,15 +205,8 @@ class RouterPolicy:
             return uniform(seeds_N, Purpose.ROUTER, index_N) < self.gamma
         if self.weight is not None:
             return torch.full((len(seeds_N),), self.weight > 0.5, device=base_logits_NV.device)
-        log_probs_NV = torch.log_softmax(
-            base_logits_NV.to(torch.promote_types(base_logits_NV.dtype, torch.float32)), -1
-        )
-        if self.logit_rule in ("p", "nudge"):
-            is_unsure_N = log_probs_NV.max(dim=-1).values.exp() < self.gamma
-            return is_unsure_N if self.logit_rule == "p" else ~is_unsure_N
-        # 0 * -inf is no number; a token that cannot come adds nothing to the entropy.
-        terms_NV = torch.where(log_probs_NV == -torch.inf, 0.0, log_probs_NV.exp() * log_probs_NV)
-        return -terms_NV.sum(dim=-1) > self.gamma
+        is_unsure_N = is_unsure(base_logits_NV, "h" if self.logit_rule == "h" else "p", self.gamma)
+        return ~is_unsure_N if self.logit_rule == "nudge" else is_unsure_N
 
     def release(self, row: Row) -> None:
         """Forget a row that is finished."""
@@ -250,23 +243,3 @@ def function_words() -> frozenset[str]:
     path = DATA_DIR / "words" / "function_words_en.txt"
     lines = path.read_text(encoding="utf-8").splitlines()
     return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
-
-
-def continues_word(before: bytes, token: bytes) -> bool:
-    """Whether a token goes on with the word that the text ends in.
-
-    It does if the text ends in a letter, digit or mark (or inside a character) and the token begins with one (or with
-    the rest of that character). Vocabularies mark words by a leading space, so this reads the bytes and not the
-    token's kind.
-    """
-    if not before or not token:
-        return False
-    if token[0] & 0xC0 == 0x80:
-        return True
-    last = before[-4:].decode("utf-8", errors="ignore")[-1:]
-    first = token[:4].decode("utf-8", errors="ignore")[:1]
-    return bool(last) and bool(first) and _in_word(last) and _in_word(first)
-
-
-def _in_word(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LMN"

@@ -84,16 +84,21 @@ def test_a_sweep_of_segments_and_the_report(make_run: MakeRun) -> None:
 
     run = make_run("run", "evaluate.policies=[base, random]", "evaluate.leave_one_out=[random]", "evaluate.limit=2")
     assert run.recipe.evaluate.policies == ["base", "random", "random~base", "random~tuned", "random~aligned"]
-    document = segments(run, tokens=[2, 8], ends=["line"])
-    assert document["settings"] == ["2 tokens", "8 tokens", "line"]
+    document = segments(run, tokens=[2, 8], ends=["line", "p@0.15"])
+    assert document["settings"] == ["2 tokens", "8 tokens", "line", "p@0.15"]
     assert document["policies"] == ["random", "random~base", "random~tuned", "random~aligned"]
     lengths = {}
     for setting in ("length-2", "length-8"):
         lines = (run.dir / "segments" / setting / "evaluation/responses/random--ages--0.jsonl").read_text().splitlines()
         lengths[setting] = max(segment["num_tokens"] for line in lines for segment in json.loads(line)["segments"])
     assert 2 <= lengths["length-2"] < 6 and lengths["length-8"] >= 8
+    lines = (run.dir / "segments/p@0.15-100/evaluation/responses/random--ages--0.jsonl").read_text().splitlines()
+    assert any(part["finish"] == "boundary" for line in lines for part in json.loads(line)["segments"])
     with pytest.raises(ConfigError, match=r"none of evaluate.policies depends on segments"):
         segments(make_run("alone", "evaluate.policies=[base]"))
+    with pytest.raises(ConfigError, match=r"segments/p@3-100.*\n.*allowed: length, sentence, line, p@γ with 0 < γ"):
+        segments(make_run("wrong"), ends=["line", "p@3"])
+    assert not (make_run("wrong").dir / "segments").exists(), "all settings are checked before the first is evaluated"
     results = evaluate(run)
     assert ("random", "random~base") in {(c["policy"], c["against"]) for c in results["comparisons"]}
     page = write_report(run.dir).read_text()

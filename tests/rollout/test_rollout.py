@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,39 @@ def test_a_finished_run_is_not_begun_again(finished: Run, monkeypatch: pytest.Mo
 
 
 def test_scores_equal_those_of_rows_that_share_nothing(finished: Run, labels_of: ReadLabels) -> None:
-    """Each trace, branch and completion is written again alone, by the core's plain loop, without forks."""
-    recipe = finished.recipe
+    _assert_equal_alone(finished, labels_of(finished))
+
+
+def test_segments_that_end_where_the_writer_is_unsure(make_run: Any, labels_of: ReadLabels) -> None:
+    """A border read off logits is the same in a fork, alone, and where a killed run writes its rows once more."""
+    segment = {"tokens": 12, "end": "p@0.2", "min_tokens": 2}
+    settings: dict[str, Any] = {"decoding": {"max_new_tokens": 32, "segment": segment}}
+    run = make_run("run", "rollout.queries=4", **settings)
+    main(run)
+    labels = labels_of(run)
+    finishes = _assert_equal_alone(run, labels)
+    assert finishes["boundary"] > finishes["length"] > 0
+    path = run.dir / "rollout" / "labels-0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1] + lines[2][:30])
+    assert main(run)["command"]["states"] == len(lines) - 2
+    assert labels_of(run) == labels
+
+
+def _assert_equal_alone(run: Run, labels: dict[str, dict[str, Any]]) -> Counter[str]:
+    """Each trace, branch and completion is written again alone, by the core's plain loop, without forks.
+
+    Returns:
+        How many of the branches' segments ended in which way.
+    """
+    recipe = run.recipe
     pool = Pool.from_recipe(recipe)
     scorer = Scorer(recipe.rollout.reward_model)
-    questions = {question.query.id: question for question in pick_questions(load_tasks(finished), 6, 0)}
+    picked = pick_questions(load_tasks(run), recipe.rollout.queries, 0)
+    questions = {question.query.id: question for question in picked}
     random = RandomPolicy()
-    for name, record in labels_of(finished).items():
+    finishes: Counter[str] = Counter()
+    for name, record in labels.items():
         if record["task"] != "tales":
             continue
         question, state = questions[record["query_id"]], int(name.rsplit("/", 1)[1])
@@ -135,6 +162,7 @@ def test_scores_equal_those_of_rows_that_share_nothing(finished: Run, labels_of:
                 alone.append(segment)
             [branch] = Loop(pool, FixedPolicy(writer, ""), recipe.decoding, max_segments=border + 1).run([alone])
             assert (branch.trace.finish is not None) == record["finished"][writer]
+            finishes[branch.trace.segments[-1].finish] += 1
             rows = []
             for index in range(record["counts"][writer]):
                 row = _row(pool, record, state, "completion", index)
@@ -145,6 +173,7 @@ def test_scores_equal_those_of_rows_that_share_nothing(finished: Run, labels_of:
                 rows = [next(Loop(pool, random, recipe.decoding).run([row])) for row in rows]
             scores = scorer.scores(question, [row.trace.text for row in rows])
             assert scores == pytest.approx(record["scores"][writer], abs=1e-9)
+    return finishes
 
 
 def test_fresh_branches(make_run: Any, labels_of: ReadLabels) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import copy
+import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -237,7 +239,7 @@ def _segment(ladder: Ladder, trace: Trace, writer: int, limit: int, closes: bool
     vocabulary, engine = plain.candidate.vocabulary, plain.candidate.engine
     context = context_ids(ladder, trace, writer)
     params = SamplingParams(decoding.temperature, decoding.top_p)
-    end = "length" if closes else decoding.segment.end
+    end, _, gamma = ("length" if closes else decoding.segment.end).partition("@")
     # Between vocabularies words are handed over whole: a segment at its limit waits for a token that begins a word.
     whole_words = len(ladder.pool.vocabularies) > 1
     longest = limit + (8 if whole_words else 0)
@@ -254,6 +256,10 @@ def _segment(ladder: Ladder, trace: Trace, writer: int, limit: int, closes: bool
         sentence_over = ids and vocabulary.token_bytes[ids[-1]].endswith((b".", b"!", b"?"))
         if end == "sentence" and sentence_over and text[:1] in WHITE:
             return _signed(vocabulary, writer, ids, "boundary")
+        if gamma and len(ids) >= decoding.segment.min_tokens and _is_unsure(logits, end, float(gamma)):
+            whole = b"".join(vocabulary.token_bytes[index] for index in ids)
+            if text[:1] in WHITE if whole_words else not goes_on_with_word(whole, text):
+                return _signed(vocabulary, writer, ids, "boundary")
         if whole_words and len(ids) >= limit and text[:1] in WHITE:
             return _signed(vocabulary, writer, ids, "boundary")
         ids.append(token)
@@ -262,10 +268,24 @@ def _segment(ladder: Ladder, trace: Trace, writer: int, limit: int, closes: bool
             if stop in before[-len(stop) + 1 :] * (len(stop) > 1) + written.decode("utf-8", "replace"):
                 return _signed(vocabulary, writer, ids, "stop")
         inside = codecs.utf_8_decode(written, "replace", False)[1] < len(written)
-        if end != "length" and b"\n" in text and not inside:
+        if end in ("sentence", "line") and b"\n" in text and not inside:
             return _signed(vocabulary, writer, ids, "boundary")
         if len(ids) >= longest and (not inside or len(ids) >= longest + 3):
             return _signed(vocabulary, writer, ids, "length")
+
+
+def _is_unsure(logits: torch.Tensor, measure: str, gamma: float) -> bool:
+    """Whether the likeliest token's probability is below γ (p), or the entropy above it in nats (h)."""
+    p = [value for value in torch.softmax(logits.double(), dim=-1).tolist() if value > 0]
+    return max(p) < gamma if measure == "p" else -sum(value * math.log(value) for value in p) > gamma
+
+
+def goes_on_with_word(before: bytes, token: bytes) -> bool:
+    """Whether a token continues the character or the word (letters, digits, marks) that the text ends in."""
+    if not token or 0x80 <= token[0] < 0xC0:
+        return bool(token)
+    sides = before.decode("utf-8", "ignore")[-1:], token.decode("utf-8", "ignore")[:1]
+    return all(side and unicodedata.category(side)[0] in "LMN" for side in sides)
 
 
 def _signed(vocabulary: Vocabulary, writer: int, ids: list[int], finish: Any) -> Segment:

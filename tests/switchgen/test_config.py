@@ -95,7 +95,8 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
         "line 4, pool.1.name: a name is letters, digits",
         "line 6, decoding.temperatur: unknown key (did you mean 'temperature'?)",
         "line 7, decoding.top_p: Input should be greater than 0; got 0",
-        "line 8, decoding.segment.end: Input should be 'length', 'sentence' or 'line'; got 'sentense' (did you m",
+        "line 8, decoding.segment.end: allowed: length, sentence, line, p@γ with 0 < γ <= 1, h@γ with γ >= 0 (nats) "
+        "(did you mean 'sentence'?); got 'sentense'",
         "line 9, evaluat: unknown key (did you mean 'evaluate'?)",
         "line 11, train.lora.rank: unknown key; allowed: r, alpha, dropout, target_modules",
     ]  # fmt: skip
@@ -130,6 +131,42 @@ def test_overrides(recipe_file: Path, overrides: list[str], path: str, value: An
         else:
             found = getattr(found, part)
     assert found == value
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ("{end: p}", "allowed: length, sentence, line, p@γ with 0 < γ <= 1, h@γ with γ >= 0 (nats); got 'p'"),
+        ("{end: p@0}", "p@γ with 0 < γ <= 1"),
+        ("{end: p@1.5}", "p@γ with 0 < γ <= 1"),
+        ("{end: p@nan}", "p@γ with 0 < γ <= 1"),
+        ("{end: h@-1}", "h@γ with γ >= 0"),
+        ("{end: h@inf}", "h@γ with γ >= 0"),
+        ("{end: line@3}", "allowed: length"),
+        ("{tokens: 8, end: p@0.3, min_tokens: 9}", "min_tokens (9) is above tokens (8)"),
+        ("{tokens: 8, end: p@0.3, min_tokens: 0}", "greater than or equal to 1"),
+    ],
+)
+def test_segments_that_cannot_end_so(recipe_file: Path, segment: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(str(recipe_file), [f"decoding.segment={segment}"])
+    assert message in str(raised.value)
+
+
+def test_segments_that_end_where_the_writer_is_unsure(recipe_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = load_recipe(str(recipe_file), ["decoding.segment={tokens: 100, end: h@1.5}"]).decoding.segment
+    assert (found.unsure, found.min_tokens) == (("h", 1.5), 5)
+    assert found.model_dump() == {"tokens": 100, "end": "h@1.5", "min_tokens": 5}
+    plain = load_recipe(str(recipe_file), ["decoding.segment.end=line"]).decoding.segment
+    assert plain.unsure is None and plain.model_dump() == {"tokens": 25, "end": "line"}, (
+        "what was hashed stays the same"
+    )
+    assert not caplog.records
+    load_recipe(str(recipe_file), ["decoding.segment.min_tokens=3"])
+    assert "min_tokens has no effect: decoding.segment.end is length" in caplog.text
+    server = ["pool.0.engine=openai", "pool.0.server={base_urls: ['http://localhost:1/v1']}"]
+    with pytest.raises(ConfigError, match="'p@0.3' reads the writer's distribution, and candidate"):
+        load_recipe(str(recipe_file), [*server, "decoding.segment.end=p@0.3"])
 
 
 def test_overrides_into_nulls_and_shorthands(recipe_file: Path) -> None:

@@ -29,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lengths": {"max_new_tokens": 24, "segment": 5},
     "ends": {"max_new_tokens": 30, "segment": {"tokens": 8, "end": "sentence"}, "stop": ["th", "zq"],
              "eos": "segment", "first": "a", "last": "b", "cue": " So:"},
+    "unsure": {"max_new_tokens": 30, "segment": {"tokens": 12, "end": "p@0.2", "min_tokens": 2}},
 }  # fmt: skip
 
 

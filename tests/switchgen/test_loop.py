@@ -41,6 +41,8 @@ SETTINGS = {
     "eos ends a segment": {"eos": "segment"},
     "first, last and cue": {"first": "c2", "last": "c2", "cue": " The answer is"},
     "last": {"last": "c1", "segment": {"tokens": 6, "end": "sentence"}},
+    "unsure by p": {"segment": {"tokens": 12, "end": "p@0.15", "min_tokens": 3}},
+    "unsure by h": {"segment": {"tokens": 9, "end": "h@3.8", "min_tokens": 2}, "last": "c1"},
     "greedy": {"temperature": 0.0},
     "whole distribution": {"top_p": 1.0, "segment": 1},
 }
@@ -109,13 +111,14 @@ def test_architectures_without_float64(kind: str) -> None:
     assert_plain(ladder, collaborate(ladder, QUERIES, "random", settings()), "random", settings())
 
 
-def test_a_pool_of_different_sizes_and_architectures() -> None:
+@pytest.mark.parametrize("name", ["sentences", "unsure by p"])
+def test_a_pool_of_different_sizes_and_architectures(name: str) -> None:
     ladder = make_ladder(["gpt2", "llama", "jamba"], switcher="gptneox")
-    decoding = settings("sentences", max_new_tokens=20)
+    decoding = settings(name, max_new_tokens=20)
     assert_plain(ladder, collaborate(ladder, QUERIES, "switcher", decoding), "switcher", decoding, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fixed length", "sentences", "first, last and cue"])
+@pytest.mark.parametrize("name", ["fixed length", "sentences", "unsure by p", "first, last and cue"])
 def test_different_vocabularies(name: str) -> None:
     small, large = Vocabulary(make_tokenizer(300, chat=False), "small"), Vocabulary(make_tokenizer(), "large")
     ladder = make_ladder(switcher="llama", vocabularies=[small, large, large])
@@ -162,19 +165,23 @@ def test_text_through_the_real_loop() -> None:
     assert segments > 150
 
 
-def test_batches_do_not_matter(ladder: Ladder) -> None:
+@pytest.mark.parametrize("name", ["sentences", "unsure by h"])
+def test_batches_do_not_matter(ladder: Ladder, name: str) -> None:
     queries = [Query.from_text(QUERIES[index % 3].text[: 5 + 7 * index], str(index)) for index in range(12)]
-    decoding = settings("sentences")
+    decoding = settings(name)
     alone = [collaborate(ladder, [query], "switcher", decoding)[0] for query in queries]
     for max_rows in (1, 5, 64):
         together = collaborate(ladder, queries[::-1], "switcher", decoding, max_rows=max_rows)[::-1]
         assert [first_difference(one, other) for one, other in zip(alone, together, strict=True)] == [None] * 12
 
 
-@pytest.mark.parametrize("max_slots", [1, 2, 3])
-def test_eviction_changes_nothing(ladder: Ladder, max_slots: int) -> None:
+@pytest.mark.parametrize(
+    ("max_slots", "name"), [(1, "sentences"), (1, "unsure by p"), (2, "sentences"), (3, "sentences")]
+)
+def test_eviction_changes_nothing(ladder: Ladder, max_slots: int, name: str) -> None:
+    """A row that was dropped is read again: what it wrote before, and where its segments ended, stay the same."""
     narrow = make_ladder(switcher="llama", max_slots=max_slots)
-    decoding = settings("sentences")
+    decoding = settings(name)
     traces = collaborate(narrow, QUERIES, "switcher", decoding)
     plenty = collaborate(ladder, QUERIES, "switcher", decoding)
     assert [first_difference(one, other) for one, other in zip(traces, plenty, strict=True)] == [None] * 3
@@ -195,6 +202,21 @@ def test_a_writer_goes_on_after_a_token_it_did_not_write(ladder: Ladder) -> None
     uninterrupted = collaborate(ladder, QUERIES, 0, settings(segment=60, max_new_tokens=60))
     for trace, whole in zip(traces, uninterrupted, strict=True):
         assert trace.text.startswith(whole.text[: len(trace.text) - 4])
+
+
+@pytest.mark.parametrize("end", ["p@0.3", "h@3"])
+def test_uncertainty_changes_nothing_where_nobody_else_may_write(ladder: Ladder, end: str) -> None:
+    """The token that its writer was unsure of is drawn again at the next segment's start, and is the same."""
+    segment = {"tokens": 60, "end": end, "min_tokens": 2}
+    traces = collaborate(ladder, QUERIES, 1, settings(segment=segment, max_new_tokens=60))
+    uninterrupted = collaborate(ladder, QUERIES, 1, settings(segment=60, max_new_tokens=60))
+    borders = 0
+    for trace, whole in zip(traces, uninterrupted, strict=True):
+        ids = [token for segment in trace.segments for token in segment.ids]
+        assert ids == [token for segment in whole.segments for token in segment.ids]
+        assert all(len(segment.ids) >= 2 for segment in trace.segments[:-1])
+        borders += len(trace.segments) - len(whole.segments)
+    assert borders > 5
 
 
 # -- stop strings ------------------------------------------------------------------------------------------------------

@@ -99,6 +99,15 @@ def test_segments_are_cut_as_the_loop_cuts_them() -> None:
     assert [vocabulary.decode(piece) for piece in lines] == [text[: text.index("\n") + 1], text[text.index("\n") + 1 :]]
 
 
+def test_ends_that_each_writer_sees_elsewhere(ladder: Ladder) -> None:
+    """Where segments end by their writer's distribution a text has no common cut; a writer alone needs none."""
+    decoding = DecodingConfig.model_validate({"segment": {"tokens": 50, "end": "h@2"}})
+    with pytest.raises(ConfigError, match="'h@2' each writer ends its segments elsewhere.*allowed.*length, sentence"):
+        Mixture(ladder.pool, make_policy("random", ladder.pool), decoding)
+    alone_score = Mixture(ladder.pool, make_policy("c1", ladder.pool), decoding).score([(QUERY, " Answer: 17")])
+    assert alone_score[0].log_prob == pytest.approx(alone(ladder, 1, " Answer: 17"), abs=1e-9)
+
+
 def test_what_has_no_likelihood(ladder: Ladder) -> None:
     for name in ("baco-punc", "refine", "average@0.5"):
         policy = make_policy(name, ladder.pool)

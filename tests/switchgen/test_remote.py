@@ -182,6 +182,16 @@ def test_ends(ladder: Path, server: Server) -> None:
     assert all("\ufffd" not in trace.text for trace in write(pool))
 
 
+def test_segments_that_end_by_logits_are_refused(ladder: Path, server: Server) -> None:
+    """Text comes over the wire, not the writer's distribution; said before anything is asked for."""
+    pool = remote_pool(ladder, server.url)
+    with pytest.raises(
+        ConfigError, match="'p@0.3' reads the writer's distribution, and candidate 'base' is behind a s"
+    ):
+        write(pool, segment={"tokens": 8, "end": "p@0.3"})
+    assert not server.requests
+
+
 def test_prompts_as_text(ladder: Path, server: Server) -> None:
     """A server that takes no token ids gets text that its tokenizer turns into the same tokens; forged control
     tokens are no control tokens in it."""

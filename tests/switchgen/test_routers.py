@@ -17,13 +17,12 @@ from switchgen.ids import derive_seed
 from switchgen.policies.routers import (
     RULES,
     RouterPolicy,
-    continues_word,
     function_words,
     is_format,
     parse_router,
 )
 from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
-from switchgen.vocabulary import Vocabulary
+from switchgen.vocabulary import Vocabulary, continues_word
 
 TOKENS = ("the", "cat", ",", "\n")
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
+import torch
 from vocabularies import make_vocabulary
 
+from switchgen.config import SegmentConfig
+from switchgen.engines.base import Context, EngineStats, WriteItem
+from switchgen.engines.writing import write_segments
+from switchgen.sampling import SamplingParams
 from switchgen.segmentation import MAX_WORD_EXTRA, SegmentRule
 from switchgen.vocabulary import MAX_UTF8_EXTRA
 
@@ -77,3 +85,67 @@ def test_a_line_break_inside_a_character_waits() -> None:
     assert LINE.ends_after(VOCABULARY, ids, 50) == (True, True)
     assert table[ids[-1]] == b"\n"
     assert LINE.ends_after(VOCABULARY, [*ids_of("a\n"), *ids_of(b"\xc3")], 50) == (False, False)
+
+
+# -- where the writer is unsure ----------------------------------------------------------------------------------------
+
+
+class FixedLogits:
+    """A session whose rows' next-token probabilities are looked up by the text so far; "~" and "^" share the rest."""
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self.order = list(range(len(contexts)))
+        self.contexts = list(contexts)
+
+    def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
+        logits_NV = torch.full((len(self.contexts), len(VOCABULARY)), -math.inf, dtype=torch.float64)
+        for row, context in enumerate(self.contexts):
+            probs = WRITTEN.get(VOCABULARY.decode(context.ids), {})
+            rest = (1 - sum(probs.values())) / 2
+            for text, value in {"~": rest, "^": rest, **probs}.items():
+                logits_NV[row, ids_of(text)[0]] = math.log(value)
+        return logits_NV
+
+    def keep(self, rows: list[int]) -> list[int]:
+        self.contexts = [self.contexts[row] for row in rows]
+        return rows
+
+
+WRITTEN = {
+    "": {"a": 0.4},  # unsure, and nothing is written yet: a segment is never empty
+    "a": {"b": 0.4},  # unsure, but "b" goes on with the word
+    "ab": {" ": 0.5},  # 0.5 < 0.5 is false
+    "ab ": {"c": 0.49},  # unsure, and a word begins
+    "ab c": {",": 0.3, "d": 0.25, "e": 0.25},  # unsure; a comma is no part of the word
+    "ab c,": {" ": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("end", "min_tokens", "max_tokens", "written", "finish"),
+    [
+        ("p@0.5", 1, 50, "ab ", "boundary"),
+        ("p@0.5", 3, 50, "ab ", "boundary"),
+        ("p@0.5", 4, 50, "ab c", "boundary"),
+        ("p@0.5", 5, 6, "ab c, ", "length"),
+        ("p@0.5", 1, 2, "ab", "length"),
+        ("p@0.4", 1, 50, "ab c", "boundary"),  # 0.49 is not below 0.4, 0.3 is
+        ("p@0.51", 1, 50, "ab", "boundary"),  # 0.5 is below it now, and white space ends the word
+        ("h@1.03", 1, 50, "ab", "boundary"),  # 0.5, 0.25, 0.25: 1.0397 nats
+        ("h@1.04", 1, 50, "ab ", "boundary"),  # 0.49, 0.255, 0.255: 1.0465
+        ("h@1.05", 1, 50, "ab c", "boundary"),  # 0.3, 0.25, 0.25, 0.1, 0.1: 1.5148
+        ("h@1.6", 1, 6, "ab c, ", "length"),
+        ("length", 1, 6, "ab c, ", "length"),
+    ],
+)
+def test_ends_where_the_writer_is_unsure(end: str, min_tokens: int, max_tokens: int, written: str, finish: str) -> None:
+    """Worked by hand; a row beside it that ends elsewhere changes nothing."""
+    segment = SegmentConfig.model_validate({"tokens": 50, "end": end, "min_tokens": min_tokens})
+    contexts = [Context([]), Context(ids_of("ab c"))]
+    items = [WriteItem(context, max_tokens, seed=0, token_index=0) for context in contexts]
+    first, _ = write_segments(
+        FixedLogits(contexts), items, SamplingParams(temperature=0), SegmentRule.of(segment), (), VOCABULARY,
+        frozenset(), torch.empty(0, dtype=torch.long), EngineStats(),
+    )  # fmt: skip
+    assert (VOCABULARY.decode(first.ids), first.finish) == (written, finish)
+    assert VOCABULARY.decode(contexts[0].ids) == written, "what it was unsure of is not written"

@@ -16,10 +16,10 @@ from switchgen.errors import ConfigError, ModelError
 from switchgen.ids import derive_seed
 from switchgen.policies.fixed import ShareRandomPolicy
 from switchgen.policies.judge import Judge, load_judge
-from switchgen.policies.routers import Asked, RouterPolicy, continues_word, parse_router
+from switchgen.policies.routers import Asked, RouterPolicy, parse_router
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
-from switchgen.vocabulary import Vocabulary
+from switchgen.vocabulary import Vocabulary, continues_word
 
 QUESTIONS = [f"How old is number {index}?" for index in range(12)]
 DECODING = DecodingConfig(max_new_tokens=40, segment=40)
