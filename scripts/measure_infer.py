@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from infer.batch import main as infer  # noqa: E402
+from switchgen.commandline import parse_with_settings  # noqa: E402
 from switchgen.rundir import Run, open_run  # noqa: E402
 
 
@@ -74,7 +75,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = os.environ.get("SWITCHGEN_TEST_DATA")
     if not data:

@@ -33,6 +33,7 @@ from infer.responses import responses_path  # noqa: E402
 from infer.results import Cell  # noqa: E402
 from infer.scores import saved_responses, scored_cells  # noqa: E402
 from infer.stats import paired_difference_over_tasks, solved_by_none_else  # noqa: E402
+from switchgen.commandline import parse_with_settings  # noqa: E402
 from switchgen.rundir import Run, open_run  # noqa: E402
 
 EXACT = ("recall", "compositional", "arithmetic", "list")
@@ -248,7 +249,7 @@ def main() -> int:
     parser.add_argument("--relabelled-queries", type=int, default=150, help="dev questions for the label skill")
     parser.add_argument("--relabel-completions", type=int, default=64, help="completions of each of their branches")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of the recipe")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     worlds = [measure(s, (arguments.runs / f"lab-{s}").resolve(), arguments.overrides, arguments)
               for s in arguments.seeds]  # fmt: skip
     print(json.dumps({"worlds": {

@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from switchgen.commandline import parse_with_settings  # noqa: E402
+
 FAMILIES = ("recall", "compositional", "arithmetic", "list", "open")
 
 
@@ -152,9 +156,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
                         help=f"default: all ({', '.join(VARIANTS)})")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of the recipe, for all variants")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     if "pool_of_4" in arguments.only and not (arguments.ladder / "halfway").exists():
-        sys.path.insert(0, str(ROOT))
         train_halfway(arguments.ladder, arguments.seed)
     table = {}
     print(f"| variant | {' | '.join(FAMILIES)} | mean of exact |\n|---|{'---|' * (len(FAMILIES) + 1)}", flush=True)

@@ -24,6 +24,7 @@ import numpy as np
 
 from rollout.budgets import Budget, RacingBudget, UniformBudget
 from rollout.stage import main as rollout
+from switchgen.commandline import parse_with_settings
 from switchgen.config import RacingConfig
 from switchgen.records import read_records
 from switchgen.rundir import open_run
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=20, help="draws of completions a state")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     records = truth_records(arguments)
     racing = RacingConfig()
     budgets: dict[str, Budget] = {f"uniform {k}": UniformBudget(k) for k in UNIFORM}

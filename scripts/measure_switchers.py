@@ -27,6 +27,7 @@ from infer.evaluation import main as evaluate
 from infer.questions import load_questions
 from switchgen.api import response_seed
 from switchgen.assembly import load_writers
+from switchgen.commandline import parse_with_settings
 from switchgen.loop import Loop
 from switchgen.policies import Choice
 from switchgen.rows import Row
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--limit", type=int, default=120)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     table = []
     for name in arguments.switchers:
         table.append(measure(arguments, name))

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import yaml  # noqa: E402
 
 from infer.evaluation import main as evaluate  # noqa: E402
+from switchgen.commandline import parse_with_settings  # noqa: E402
 from switchgen.rundir import open_run  # noqa: E402
 from switchgen.scoring import METRICS  # noqa: E402
 from switchgen.tasks import load_task  # noqa: E402
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--policies", nargs="+", default=["random"])
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("overrides", nargs="*", metavar="a.b=c")
-    arguments = parser.parse_args()
+    arguments = parse_with_settings(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     data = os.environ.get("SWITCHGEN_TEST_DATA")
     if not data:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from switchgen import __version__
+from switchgen.commandline import parse_with_settings
 from switchgen.errors import ConfigError, SwitchgenError
 
 _RECIPE_HELP = "a YAML file, or the name of a shipped recipe, e.g. lab"
@@ -211,15 +212,7 @@ def _segment_end(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 done, 1 the work failed, 2 the user's input is wrong."""
-    parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # `switchgen infer lab --limit 2 decoding.x=1`: overrides may also stand after options.
-    takes_overrides = arguments.overrides is not None
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word or not takes_overrides]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if takes_overrides:
-        arguments.overrides = [*arguments.overrides, *rest]
+    arguments = parse_with_settings(build_parser(), argv)
     _quiet()
     try:
         arguments.function(arguments)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from switchgen.commandline import parse_with_settings
 from switchgen.config import CONFIGS_DIR, nearest
 from switchgen.errors import ConfigError, SwitchgenError
 from switchgen.rundir import Run, open_run, write_provenance
@@ -143,16 +144,13 @@ def script(main: Callable[..., dict[str, Any]]) -> int:
     parser.add_argument("--run-dir", type=Path, metavar="DIR")
     parser.add_argument("--deepspeed", metavar="FILE")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="set by the launcher")
-    arguments, rest = parser.parse_known_args()
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments = parse_with_settings(parser)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        run = open_run(arguments.recipe, [*arguments.overrides, *rest], arguments.run_dir)
+        run = open_run(arguments.recipe, arguments.overrides, arguments.run_dir)
         summary = main(run, deepspeed=arguments.deepspeed)
     except SwitchgenError as error:
         if is_main_process():
