@@ -26,6 +26,13 @@ logger = logging.getLogger("switchgen")
 
 REWARD_MODEL = "reward_model"
 
+MAY_GROW = ("rollout.queries", "rollout.states")
+"""Settings that may be raised in a run folder: the states that are there stay as they are.
+
+More questions are a superset of fewer (`pick_questions`), a question's later states leave its earlier ones alone
+(`Labelling._cut`), and every seed derives from the question and the state's number.
+"""
+
 
 @dataclass(frozen=True)
 class Question:

@@ -5,7 +5,8 @@
       left_out-<worker>.jsonl  states that came to nothing, with the reason
       summary.json             ties, how far candidates differ, what was spent
 
-Started again, it goes on where it was, with any number of workers.
+Started again, it goes on where it was, with any number of workers, and with more questions or states if they are asked
+for.
 
 Departures from the paper: traces are cut at segment borders where a decision was taken, not at any token; the empty
 trace is a state too (`rollout.prefix`); exact ties are marked, not given to the lowest index; a branch that ended the
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout.questions import Question, check, dependencies, load_tasks, pick_questions
+from rollout.questions import MAY_GROW, Question, check, dependencies, load_tasks, pick_questions
 from rollout.summary import summarize
 from rollout.workers import LabelWork, label_share
 from switchgen.records import read_records
@@ -55,7 +56,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
     folder = run.dir / "rollout"
     with lock(folder):
         wait_for_leftovers(folder)
-        claim_stage(folder, "rollout", dependencies(run, tasks))
+        claim_stage(folder, "rollout", dependencies(run, tasks), may_grow=MAY_GROW)
         done = _finished_ids(folder)
         wanted = _state_ids(questions, settings.states)
         pending = [question for question in questions if not done.issuperset(question.state_ids(settings.states))]

@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -187,8 +187,11 @@ def lock(folder: Path) -> Iterator[None]:
         stream.close()
 
 
-def claim_stage(folder: Path, stage: str, settings: Mapping[str, Any]) -> None:
+def claim_stage(folder: Path, stage: str, settings: Mapping[str, Any], *, may_grow: Collection[str] = ()) -> None:
     """Note the settings that a stage's files depend on, or see that they are still the same.
+
+    Args:
+        may_grow: paths of numbers that may be raised: more work is asked for, what is there stays as it is.
 
     Raises:
         ConfigError: the folder holds work made with other settings.
@@ -202,27 +205,38 @@ def claim_stage(folder: Path, stage: str, settings: Mapping[str, Any]) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise ConfigError(f"{path}: not a stage file; delete {folder} to start this stage anew") from None
-    differences = list(_differences(found, wanted["settings"]))
+    differences = []
+    grown = False
+    for line, old, new in _differences(found, wanted["settings"]):
+        if line.partition(":")[0] not in may_grow:
+            differences.append(line)
+        elif isinstance(old, int) and isinstance(new, int) and new > old:
+            grown = True
+        else:
+            differences.append(f"{line} (it may be raised)")
     if differences:
         raise ConfigError(
             f"{folder} was made by another recipe:\n"
             + "\n".join(f"  {line}" for line in differences[:12])
             + "\nUse another --run-dir, go back to those settings, or delete that folder to start this stage anew"
         )
+    if grown:
+        write_json(path, wanted)
 
 
-def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(in words, old value, new value) of every key that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             path = f"{where}.{key}" if where else key
             if key not in old:
-                yield f"{path}: was not set, is {new[key]!r}"
+                yield f"{path}: was not set, is {new[key]!r}", None, new[key]
             elif key not in new:
-                yield f"{path}: was {old[key]!r}, is not set"
+                yield f"{path}: was {old[key]!r}, is not set", old[key], None
             else:
                 yield from _differences(old[key], new[key], path)
     elif old != new:
-        yield f"{where}: was {old!r}, is {new!r}"
+        yield f"{where}: was {old!r}, is {new!r}", old, new
 
 
 @dataclass(frozen=True)

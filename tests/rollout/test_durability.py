@@ -130,6 +130,36 @@ def test_another_number_of_workers_goes_on(make_run: Any, labels_of: ReadLabels)
     assert (folder / "labels-5.jsonl").read_bytes() == lines[1]
 
 
+@pytest.mark.parametrize(
+    ("fewer", "more"),
+    [
+        (("rollout.queries=3", "rollout.states=2"), ("rollout.queries=6", "rollout.states=2")),
+        (("rollout.queries=3", "rollout.states=1"), ("rollout.queries=4", "rollout.states=3")),
+    ],
+)
+def test_more_questions_or_states_go_on(
+    make_run: Any, labels_of: ReadLabels, fewer: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    """What a fresh run with the larger numbers would have made, and nothing of it written again; never fewer."""
+    fresh = make_run("fresh", *more)
+    wanted = main(fresh)
+    run = make_run("run", *fewer)
+    before = main(run)["states"]
+    raised = make_run("run", *more)
+    summary = main(raised)
+    assert labels_of(raised) == labels_of(fresh)
+    assert {key: value for key, value in summary.items() if key != "command"} == {
+        key: value for key, value in wanted.items() if key != "command"
+    }
+    assert summary["command"]["decoded_tokens"] < wanted["command"]["decoded_tokens"]
+    assert 0 < before < summary["states"]
+    with pytest.raises(ConfigError, match=r"rollout\.queries: was \d, is 3 \(it may be raised\)"):
+        main(make_run("run", *fewer))
+    with pytest.raises(ConfigError, match=r"rollout\.completions: was 4, is 5"):
+        main(make_run("run", *more, "rollout.completions=5", "rollout.queries=9"))
+    assert main(make_run("run", *more)) == summary, "the refused settings left no trace"
+
+
 def test_a_second_run_in_the_folder_is_refused(make_run: Any) -> None:
     run = make_run()
     with lock(run.dir / "rollout"), pytest.raises(StorageError, match="another run"):
