@@ -147,7 +147,7 @@ def _results(scores: dict[tuple[str, str], np.ndarray], spent: dict[tuple[str, s
                 row = _row(policy, task, run_seed, "f1" if task == "open" else "exact match", bootstrap_mean(values))
                 rows.append(row | {"tokens": sum(u[0] for u in used), "seconds": sum(u[1] for u in used)})
         mean = mean_over_tasks([scores[policy, task] for task in exact])
-        rows.append(_row(policy, "mean", None, "exact match", mean) | {"tokens": None, "seconds": None})
+        rows.append(_row(policy, "mean", None, "mean of exact tasks", mean) | {"tokens": None, "seconds": None})
     for policy, against in [("switcher", a) for a in POLICIES if a != "switcher"] + [("distilled", "aligned")]:
         for task in exact:
             pair = paired_difference(scores[policy, task], scores[against, task])
@@ -162,6 +162,9 @@ def _results(scores: dict[tuple[str, str], np.ndarray], spent: dict[tuple[str, s
         "world_seed": 0,
         "seeds": list(range(num_seeds)),
         "candidates": list(CANDIDATES),
+        "weights_bytes": {
+            policy: 2_000_000 if policy in (*CANDIDATES, "distilled") else 7_310_000 for policy in POLICIES
+        },
         "versions": {"torch": "2.13.0", "transformers": "5.23"},
         "rollout": {"states": 1200, "ties": 468, "completions per state": 12},
         "distillation": {

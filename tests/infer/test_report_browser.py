@@ -218,3 +218,13 @@ def test_five_thousand_responses_stay_fluid(browser, generator: ModuleType, tmp_
     assert figures["filter_cpu_ms_max"] <= 100, figures
     assert figures["open_cpu_seconds"] <= 2, figures
     assert figures["elements"] < 5000, figures  # the document holds one page of the list, not all of it
+
+
+def test_the_result_table_fits_a_laptop_s_window(browser, address: str) -> None:
+    """Seven columns of figures and what they cost; the last one used to run off the table's edge."""
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.goto(address)
+    heads = page.eval_on_selector_all(".results thead th", "heads => heads.map(head => head.innerText.split('\\n')[0])")
+    assert heads[0] == "Policy" and heads[-3:] == ["tokens", "seconds", "weights"] and len(heads) == 10
+    assert page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('#results .scroll'))") == 0
+    page.close()
