@@ -139,13 +139,13 @@ class Labelling:
         seed = self._seed(state.question, state.index, "branch")
         for branch in state.branches:
             branch.row = state.prefix.fork(seed)
-            self.loop.next_writers[branch.row] = branch.writer
+            self.loop.branch_writers[branch.row] = branch.writer
             self.loop.pausing.add(branch.row)
             self._submit(branch.row, partial(self._branch_done, state))
         state.in_flight = len(state.branches)
 
     def _branch_done(self, state: State, row: Row) -> None:
-        self.loop.next_writers.pop(row, None)
+        self.loop.branch_writers.pop(row, None)
         self.loop.pausing.remove(row)
         state.tokens += row.num_written - state.prefix.num_written
         self._landed(state)
@@ -157,13 +157,13 @@ class Labelling:
         start = branch.row or state.prefix
         row = start.fork(self._seed(state.question, state.index, "completion", index))
         if branch.row is None:
-            self.loop.next_writers[row] = branch.writer
+            self.loop.branch_writers[row] = branch.writer
         self._submit(row, partial(self._completed, state, branch, index))
         state.in_flight += 1
 
     def _completed(self, state: State, branch: Branch, index: int, row: Row) -> None:
         row.release(self.loop.readers)
-        self.loop.next_writers.pop(row, None)
+        self.loop.branch_writers.pop(row, None)
         branch.responses[index] = row.trace.text
         # A stop string that straddles the border takes some of what stood before away.
         tokens = max(0, row.num_written - (branch.row or state.prefix).num_written)

@@ -6,7 +6,6 @@ from typing import Any
 
 from switchgen.loop import Loop
 from switchgen.rows import Row
-from switchgen.trace import Decision
 
 
 class BranchingLoop(Loop):
@@ -14,17 +13,16 @@ class BranchingLoop(Loop):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.next_writers: dict[Row, int] = {}
+        self.branch_writers: dict[Row, int] = {}
         """Who writes a row's next segment; the policy is asked again after it."""
         self.pausing: set[Row] = set()
         """Rows that stop after their next segment."""
 
-    def _forced_decision(self, row: Row) -> Decision | None:
-        writer = self.next_writers.pop(row, None)
-        if writer is None:
-            return super()._forced_decision(row)
-        tokens = min(self.decoding.segment.tokens, self._open_budget(row))
-        return Decision(writer, tokens, ends_trace=self._ends(row, writer))
+    def next_writer(self, row: Row) -> int | None:
+        """The branch's writer, once; else as in any loop."""
+        writer = self.branch_writers.pop(row, None)
+        return super().next_writer(row) if writer is None else writer
 
-    def _paused(self, row: Row) -> bool:
+    def pauses(self, row: Row) -> bool:
+        """Whether the row is a branch."""
         return row in self.pausing

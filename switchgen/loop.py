@@ -37,7 +37,7 @@ Manner = tuple[SegmentRule, SamplingParams, tuple[bytes, ...]]
 
 
 class Loop:
-    """Writes rows with a pool under a policy.
+    """Writes rows with a pool under a policy. A subclass may decide `next_writer` and `pauses`.
 
     Args:
         policy, decoding: for rows that bring no terms of their own.
@@ -137,7 +137,7 @@ class Loop:
             queues.update({index: [] for index in writers})
             self._write(batch)
             for row, _ in chain.from_iterable(batch.values()):
-                if row.trace.finish is not None or self._paused(row):
+                if row.trace.finish is not None or self.pauses(row):
                     done.append(self._retire(row, release))
                     in_flight -= 1
                 else:
@@ -148,9 +148,6 @@ class Loop:
         if release:
             row.release(self._readers(self.terms(row).policy))
         return row
-
-    def _paused(self, row: Row) -> bool:
-        return self.max_segments is not None and len(row.trace.segments) >= self.max_segments
 
     def _admit(self, row: Row) -> bool:
         """Whether the prompt leaves room for a segment in every context that may read the row."""
@@ -164,6 +161,20 @@ class Loop:
         if row.trace.finish is None and not _fits(policy, row):
             row.trace.finish = "too_long"
         return row.trace.finish is None
+
+    # -- what a subclass may decide -------------------------------------------------------------------------------
+
+    def next_writer(self, row: Row) -> int | None:
+        """Who writes the row's next segment whatever the policy says; None leaves it to the policy.
+
+        Asked once before every segment but the last writer's. Here: the first writer, of a row that has nothing yet.
+        """
+        first = self.terms(row).decoding.first
+        return None if first is None or row.trace.segments else self.pool.index(first)
+
+    def pauses(self, row: Row) -> bool:
+        """Whether an unfinished row is given back after the segment that it has just got. Here: by `max_segments`."""
+        return self.max_segments is not None and len(row.trace.segments) >= self.max_segments
 
     # -- decide ---------------------------------------------------------------------------------------------------
 
@@ -188,9 +199,7 @@ class Loop:
             choice = policy.choose(own)
             for index, (row, writer) in enumerate(zip(own, choice.writers, strict=True)):
                 scores = None if choice.scores_NC is None else tuple(choice.scores_NC[index].tolist())
-                tokens = min(self.terms(row).decoding.segment.tokens, self._open_budget(row))
-                decision = Decision(writer, tokens, scores, ends_trace=self._ends(row, writer))
-                yield row, self._fit(row, decision)
+                yield row, self._fit(row, self._decision(row, writer, scores))
 
     def _open_budget(self, row: Row) -> int:
         """Tokens left before the last writer's reserve."""
@@ -204,16 +213,18 @@ class Loop:
             return writer == self.pool.index(decoding.last) and decoding.cue is None
         return decoding.eos == "response"
 
+    def _decision(self, row: Row, writer: int, scores: tuple[float, ...] | None = None) -> Decision:
+        """A writer's turn that does not close the response."""
+        tokens = min(self.terms(row).decoding.segment.tokens, self._open_budget(row))
+        return Decision(writer, tokens, scores, ends_trace=self._ends(row, writer))
+
     def _forced_decision(self, row: Row) -> Decision | None:
-        """The first and the last writer's turns."""
+        """A turn that the policy is not asked about."""
         decoding = self.terms(row).decoding
         if decoding.last is not None and (row.closing or self._open_budget(row) <= 0):
             return Decision(self.pool.index(decoding.last), decoding.segment.tokens, cue=decoding.cue, closes=True)
-        if decoding.first is not None and not row.trace.segments:
-            first = self.pool.index(decoding.first)
-            tokens = min(decoding.segment.tokens, self._open_budget(row))
-            return Decision(first, tokens, ends_trace=self._ends(row, first))
-        return None
+        writer = self.next_writer(row)
+        return None if writer is None else self._decision(row, writer)
 
     def _fit(self, row: Row, decision: Decision) -> Decision | None:
         """Shorten a decision to the writer's context; None if there is no room at all.

@@ -272,7 +272,7 @@ def test_engines_forget_every_row(make_run: Any) -> None:
     )  # fmt: skip
     labelling.run(pick_questions(load_tasks(run), 6, 0))
     assert len(records) == 12
-    assert not loop.next_writers and not loop.pausing and not labelling._then
+    assert not loop.branch_writers and not loop.pausing and not labelling._then
     for candidate in writer.pool:
         assert not any(candidate.engine._owners)
 
