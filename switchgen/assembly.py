@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from switchgen.api import AnyLoop, AnyPolicy, check_policy, make_loop, make_policy
-from switchgen.candidates import Pool, Switcher, check_adapter, check_model
+from switchgen.candidates import Pool, Switcher
 from switchgen.config import CandidateConfig, DecodingConfig, Recipe, SwitcherConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
+from switchgen.loading import check_adapter, check_model
 from switchgen.merges import check_merge, is_merge, is_merged, merged_candidate, merged_folder
 from switchgen.policies.judge import load_judge
 from switchgen.policies.masked import MaskedPolicy, leave_out, split_name

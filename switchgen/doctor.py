@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 
 from switchgen.assembly import check_writers, is_own_model
-from switchgen.candidates import check_model, pick_device
 from switchgen.errors import SwitchgenError
 from switchgen.estimates import Load, ModelSize, arrangements, model_size, resident_bytes, work_tokens
+from switchgen.loading import check_model, pick_device
 from switchgen.policies.masked import split_name
 from switchgen.rundir import Run, provenance
 

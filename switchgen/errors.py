@@ -21,3 +21,9 @@ class ServerError(SwitchgenError):
 
 class ModelError(SwitchgenError):
     """A model, adapter or tokenizer is missing, broken, or does not fit its pool."""
+
+
+def one_line(error: Exception) -> str:
+    """A library's message on one line, at most 300 characters of it."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + " …"

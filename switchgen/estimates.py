@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from switchgen.candidates import pick_device
 from switchgen.config import CandidateConfig, Recipe
+from switchgen.loading import pick_device
 
 PROMPT_TOKENS = 96
 """A prompt's length where it is not known: tokens."""

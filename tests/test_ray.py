@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from kills import lines_in
+from kills import once_lines_are_there
 from ladders import save_ladder
 from outcomes import final_state, repeated
 
@@ -31,6 +27,7 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 NAMES = ("base", "tuned", "aligned")
+LABELS = "labels-*.jsonl"
 
 
 @pytest.fixture(autouse=True)
@@ -76,28 +73,11 @@ def actors() -> list[int]:
     return found
 
 
-@contextmanager
-def once_lines_are_there(folder: Path, count: int, strike: Callable[[], None]) -> Iterator[None]:
-    """Strike when the shards hold some lines; fails if they never did."""
-    struck, over = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        deadline = time.monotonic() + 500
-        while not over.is_set() and time.monotonic() < deadline:
-            if lines_in(folder, "labels-*.jsonl") >= count:
-                strike()
-                struck.set()
-                return
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    assert struck.is_set(), "the work was done before anything could be lost"
+def kill_an_actor() -> bool:
+    found = actors()
+    if found:
+        os.kill(found[0], signal.SIGKILL)
+    return bool(found)
 
 
 def assert_same(home: Path, run: Run, shards: int) -> None:
@@ -108,7 +88,7 @@ def assert_same(home: Path, run: Run, shards: int) -> None:
 
 def test_a_killed_actor_is_replaced(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = on_ray(home, "killed")
-    with once_lines_are_there(run.dir / "rollout", 6, lambda: os.kill(actors()[0], signal.SIGKILL)):
+    with once_lines_are_there(run.dir / "rollout", LABELS, 6, kill_an_actor):
         rollout(run, workers=2)
     assert "was lost; another actor takes its place" in caplog.text
     assert_same(home, run, shards=2)
@@ -125,8 +105,12 @@ def test_a_removed_node_is_replaced(home: Path, caplog: pytest.LogCaptureFixture
         node = cluster.add_node(**store)
         ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
         run = on_ray(home, "removed")
-        removal = lambda: cluster.remove_node(node, allow_graceful=False)  # noqa: E731
-        with once_lines_are_there(run.dir / "rollout", 6, removal):
+
+        def remove() -> bool:
+            cluster.remove_node(node, allow_graceful=False)
+            return True
+
+        with once_lines_are_there(run.dir / "rollout", LABELS, 6, remove):
             rollout(run, workers=2)
     finally:
         ray.shutdown()

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from switchgen.candidates import check_model, load_vocabulary
 from switchgen.config import CandidateConfig, Recipe
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import content_hash
+from switchgen.loading import check_model, load_vocabulary
 from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash

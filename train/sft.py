@@ -14,9 +14,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from switchgen.candidates import check_model
 from switchgen.config import CandidateConfig, LoraSection
 from switchgen.errors import ConfigError, ModelError
+from switchgen.loading import check_model
 from switchgen.rundir import claim_stage, lock, storage
 from train.arguments import trains_on_cpu
 from train.launch import barrier, is_main_process, world_size

@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from switchgen.candidates import load_vocabulary, prompt_style
+from switchgen.candidates import prompt_style
 from switchgen.config import CandidateConfig, Recipe
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import content_hash
+from switchgen.loading import load_vocabulary
 from switchgen.prompts import FORMATS, SwitcherPrompt
 from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
 from switchgen.weights import weights_hash

@@ -18,8 +18,8 @@ from infer.bench.limit import measure_rates
 from infer.bench.memory import measure_memory
 from infer.bench.released import released
 from infer.bench.stopwatch import Taken
-from switchgen.candidates import pick_device
 from switchgen.errors import ConfigError
+from switchgen.loading import pick_device
 
 logger = logging.getLogger("switchgen")
 

@@ -16,7 +16,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from switchgen.candidates import Candidate, Pool, Switcher, build_engine, stop_ids
+from switchgen.candidates import Candidate, Pool, Switcher
+from switchgen.engines.build import build_engine, stop_ids
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ConfigError
 from switchgen.prompts import PLAIN_TEMPLATE, RELEASED, SwitcherPrompt

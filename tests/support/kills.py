@@ -1,4 +1,4 @@
-"""Kills a worker of this process once its shards hold some lines."""
+"""Strikes at a stage at work, once its shards hold some lines."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
@@ -18,18 +18,19 @@ def lines_in(folder: Path, pattern: str) -> int:
 
 
 @contextmanager
-def worker_killed(folder: Path, pattern: str, *, after: int) -> Iterator[None]:
-    """Kill -9 the first worker process when `after` lines are there; fails if nothing was killed."""
-    killed = threading.Event()
-    over = threading.Event()
+def once_lines_are_there(folder: Path, pattern: str, count: int, strike: Callable[[], bool]) -> Iterator[None]:
+    """Strike, from another thread, when the files hold `count` lines; fails if the work was done before.
+
+    Args:
+        strike: says whether it struck; it is called again until it has.
+    """
+    struck, over = threading.Event(), threading.Event()
 
     def watch() -> None:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 500
         while not over.is_set() and time.monotonic() < deadline:
-            children = multiprocessing.active_children()
-            if children and lines_in(folder, pattern) >= after:
-                os.kill(children[0].pid or 0, signal.SIGKILL)
-                killed.set()
+            if lines_in(folder, pattern) >= count and strike():
+                struck.set()
                 return
             time.sleep(0.005)
 
@@ -40,4 +41,16 @@ def worker_killed(folder: Path, pattern: str, *, after: int) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-    assert killed.is_set(), "the work was done before a worker could be killed"
+    assert struck.is_set(), "the work was done before anything could be lost"
+
+
+def worker_killed(folder: Path, pattern: str, *, after: int) -> AbstractContextManager[None]:
+    """Kill -9 the first worker of this process when `after` lines are there; fails if nothing was killed."""
+
+    def kill() -> bool:
+        children = multiprocessing.active_children()
+        if children:
+            os.kill(children[0].pid or 0, signal.SIGKILL)
+        return bool(children)
+
+    return once_lines_are_there(folder, pattern, after, kill)

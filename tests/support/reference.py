@@ -18,8 +18,9 @@ import torch
 from ladders import make_model, make_tokenizer
 
 from switchgen.api import response_seed
-from switchgen.candidates import Candidate, Pool, Switcher, build_engine, stop_ids
+from switchgen.candidates import Candidate, Pool, Switcher
 from switchgen.config import DecodingConfig
+from switchgen.engines.build import build_engine, stop_ids
 from switchgen.loop import Loop
 from switchgen.policies import FixedPolicy, Policy, RandomPolicy, SwitcherPolicy
 from switchgen.prompts import PLAIN_TEMPLATE, SwitcherPrompt

@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from switchgen.api import decide, response_seed
-from switchgen.candidates import ModelStore, Pool
+from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig, DecodingConfig, SwitcherConfig
 from switchgen.engines.base import Context
 from switchgen.errors import ConfigError, ModelError
 from switchgen.loop import Loop
+from switchgen.models import ModelStore
 from switchgen.policies import FixedPolicy
 from switchgen.rows import Row
 from switchgen.trace import Query, Segment, Trace

@@ -13,12 +13,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from switchgen.api import response_seed
-from switchgen.candidates import ModelStore, Pool
+from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig, DecodingConfig, SwitcherConfig
 from switchgen.engines.joint import families
 from switchgen.engines.transformers import SlotEngine
 from switchgen.ids import derive_seed
 from switchgen.loop import Loop
+from switchgen.models import ModelStore
 from switchgen.policies import Policy, RandomPolicy, SwitcherPolicy
 from switchgen.rows import Row
 from switchgen.trace import CUE, Query, Trace

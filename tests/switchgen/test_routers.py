@@ -8,12 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from ladders import make_model, make_tokenizer
+from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, route, written
 
-from switchgen import DecodingConfig, Pool, Query, generate
-from switchgen.candidates import Candidate, build_engine
+from switchgen import Pool, Query, generate
 from switchgen.errors import ConfigError
-from switchgen.ids import derive_seed
 from switchgen.policies.routers import (
     RULES,
     RouterPolicy,
@@ -21,8 +19,8 @@ from switchgen.policies.routers import (
     is_format,
     parse_router,
 )
-from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
-from switchgen.vocabulary import Vocabulary, continues_word
+from switchgen.sampling import Purpose, uniform
+from switchgen.vocabulary import continues_word
 
 TOKENS = ("the", "cat", ",", "\n")
 
@@ -195,32 +193,6 @@ def test_wrong_router_names(name: str, part: str) -> None:
 # -- in the loop ------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pair() -> Pool:
-    tokenizer = make_tokenizer(400)
-    vocabulary = Vocabulary(tokenizer, "test")
-    engines = [
-        build_engine(
-            name,
-            make_model("llama", len(tokenizer), seed=seed, dtype=torch.float64),
-            vocabulary,
-            stop_ids=frozenset([tokenizer.eos_token_id]),
-            max_positions=1024,
-        )
-        for seed, name in enumerate(("base", "aligned"))
-    ]
-    return Pool([Candidate(engine.name, engine, "chat") for engine in engines])
-
-
-QUESTIONS = [f"How old is number {index}?" for index in range(12)]
-DECODING = DecodingConfig(max_new_tokens=40, segment=40)
-
-
-def _ids(pool: Pool, policy: str, **changes: object) -> list[tuple[list[int], str | None]]:
-    traces = generate(pool, QUESTIONS, policy, decoding=DECODING, seed=5, max_rows=5, **changes)
-    return [([token for segment in trace.segments for token in segment.ids], trace.finish) for trace in traces]
-
-
 @pytest.mark.parametrize(
     ("router", "same_as"),
     [
@@ -241,63 +213,36 @@ def _ids(pool: Pool, policy: str, **changes: object) -> list[tuple[list[int], st
     ],
 )
 def test_extremes_token_for_token(pair: Pool, router: str, same_as: str) -> None:
-    assert _ids(pair, router) == _ids(pair, same_as)
+    assert written(pair, router) == written(pair, same_as)
 
 
 @pytest.mark.parametrize("router", ["baco-rand@0.5", "baco-p@0.2", "baco-h-punc@2.0"])
 def test_batched_equals_alone(pair: Pool, router: str) -> None:
-    together = generate(pair, QUESTIONS, router, decoding=DECODING, seed=5, max_rows=5)
-    for index, question in enumerate(QUESTIONS):
-        alone = generate(pair, [Query.from_text(question, str(index))], router, decoding=DECODING, seed=5)
-        assert alone[0].segments == together[index].segments
+    assert_batched_equals_alone(pair, router)
 
 
 def test_against_a_plain_loop(pair: Pool) -> None:
     """One row, no cache, the rules and the word boundaries written out; every token and every writer agree."""
-    vocabulary = pair.candidates[0].vocabulary
-    models = [candidate.engine.model for candidate in pair]
-    stop = pair.candidates[0].engine.stop_ids
-    policy = RouterPolicy("baco-rand@0.5", vocabulary)
+    policy = RouterPolicy("baco-rand@0.5", pair.candidates[0].vocabulary)
     switches = 0
     for index in range(3):
         query = Query.from_text(QUESTIONS[index], str(index))
-        seed = derive_seed(5, query.id, "response", 0)
-        ids: list[int] = []
-        writers: list[int] = []
-        while len(ids) < 40:
-            logits = []
-            for candidate, model in zip(pair, models, strict=True):
-                full = torch.tensor([[*candidate.prompt_ids(query), *ids]])
-                row = model(input_ids=full, use_cache=False).logits[:, -1]
-                row[:, candidate.engine.banned_ids] = -torch.inf
-                logits.append(row)
-            at = (torch.tensor([seed]), torch.tensor([len(ids)]))
-            drawn = [sample_tokens(row, *at, SamplingParams(0.7, 0.9)).item() for row in logits]
-            writer = 0 if policy.pick_base(logits[0], logits[1], *at).item() else 1
-            if writers:
-                token = drawn[writers[-1]]
-                text = vocabulary.decode_bytes(ids)
-                if token not in stop and continues_word(text, vocabulary.token_bytes[token]):
-                    writer = writers[-1]
-            if drawn[writer] in stop:
-                break
-            ids.append(drawn[writer])
-            writers.append(writer)
-        trace = generate(pair, [query], "baco-rand@0.5", decoding=DECODING, seed=5)[0]
-        assert [token for segment in trace.segments for token in segment.ids][:40] == ids
-        written = [segment.writer for segment in trace.segments for _ in segment.ids]
+        ids, writers = route(pair, query, lambda logits, at, _: 0 if policy.pick_base(*logits, *at).item() else 1)
+        trace = generate(pair, [query], "baco-rand@0.5", decoding=DECODING, seed=SEED)[0]
+        assert ids_of(trace)[:40] == ids
+        signed = [segment.writer for segment in trace.segments for _ in segment.ids]
         switches += sum(a != b for a, b in zip(writers, writers[1:], strict=False))
         # A run of one writer that ends inside a character is signed together with the next run.
-        agree = sum(a == b for a, b in zip(written, writers, strict=False))
+        agree = sum(a == b for a, b in zip(signed, writers, strict=False))
         assert agree >= 0.8 * len(writers)
     assert switches > 5
 
 
 def test_stop_string_and_text(pair: Pool) -> None:
-    plain = generate(pair, QUESTIONS, "baco-rand@0.5", decoding=DECODING, seed=5)
+    plain = generate(pair, QUESTIONS, "baco-rand@0.5", decoding=DECODING, seed=SEED)
     letter = next(character for character in plain[0].text if character.isascii() and character.isalpha())
     stopped = generate(
-        pair, QUESTIONS, "baco-rand@0.5", decoding=DECODING.model_copy(update={"stop": [letter]}), seed=5
+        pair, QUESTIONS, "baco-rand@0.5", decoding=DECODING.model_copy(update={"stop": [letter]}), seed=SEED
     )
     for before, after in zip(plain, stopped, strict=True):
         expected = before.text.split(letter)[0] if letter in before.text else before.text

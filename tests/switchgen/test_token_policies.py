@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from ladders import make_model, make_tokenizer
+from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, make_pair, route, uncached, written
 
-from switchgen import DecodingConfig, Pool, Query, Trace, generate
+from switchgen import DecodingConfig, Pool, Query, generate
 from switchgen.api import make_policy
-from switchgen.candidates import Candidate, build_engine
 from switchgen.config import CandidateConfig, RouterConfig
+from switchgen.engines.build import build_engine
 from switchgen.errors import ConfigError, ModelError
 from switchgen.ids import derive_seed
 from switchgen.policies.fixed import ShareRandomPolicy
@@ -19,10 +20,7 @@ from switchgen.policies.judge import Judge, load_judge
 from switchgen.policies.routers import Asked, RouterPolicy, parse_router
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
-from switchgen.vocabulary import Vocabulary, continues_word
-
-QUESTIONS = [f"How old is number {index}?" for index in range(12)]
-DECODING = DecodingConfig(max_new_tokens=40, segment=40)
+from switchgen.vocabulary import Vocabulary
 
 
 class FourTokens:
@@ -95,32 +93,6 @@ def test_wrong_names(name: str, part: str) -> None:
 # -- in the loop ------------------------------------------------------------
 
 
-def make_pair(stops: tuple[str, str] = ("<|end|>", "<|end|>"), kinds: tuple[str, str] = ("llama", "llama")) -> Pool:
-    tokenizer = make_tokenizer(400)
-    vocabulary = Vocabulary(tokenizer, "test")
-    engines = [
-        build_engine(
-            name,
-            make_model(kind, len(tokenizer), seed=seed, dtype=torch.float64),
-            vocabulary,
-            stop_ids=frozenset([tokenizer.convert_tokens_to_ids(stop)]),
-            max_positions=1024,
-        )
-        for seed, (name, stop, kind) in enumerate(zip(("base", "aligned"), stops, kinds, strict=True))
-    ]
-    return Pool([Candidate(engine.name, engine, "chat") for engine in engines])
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pool:
-    return make_pair()
-
-
-def _write(pool: Pool, policy: str, **changes: object) -> list[tuple[list[int], str | None]]:
-    traces = generate(pool, QUESTIONS, policy, decoding=DECODING, seed=5, max_rows=5, **changes)
-    return [([token for segment in trace.segments for token in segment.ids], trace.finish) for trace in traces]
-
-
 @pytest.mark.parametrize(
     ("policy", "same_as"),
     [
@@ -135,36 +107,18 @@ def _write(pool: Pool, policy: str, **changes: object) -> list[tuple[list[int], 
     ],
 )
 def test_extremes_token_for_token(pair: Pool, policy: str, same_as: str) -> None:
-    assert _write(pair, policy) == _write(pair, same_as)
+    assert written(pair, policy) == written(pair, same_as)
 
 
 @pytest.mark.parametrize("policy", ["average@1", "average@0", "nudging@0", "nudging@inf"])
 def test_extremes_where_the_ends_of_text_differ(policy: str) -> None:
     pool = make_pair(("<|endoftext|>", "<|end|>"))
-    assert _write(pool, policy) == _write(pool, "base" if policy in ("average@1", "nudging@0") else "aligned")
+    assert written(pool, policy) == written(pool, "base" if policy in ("average@1", "nudging@0") else "aligned")
 
 
 @pytest.mark.parametrize("policy", ["nudging@0.2", "average@0.5", "average@0.3"])
 def test_batched_equals_alone(pair: Pool, policy: str) -> None:
-    together = generate(pair, QUESTIONS, policy, decoding=DECODING, seed=5, max_rows=5)
-    for index, question in enumerate(QUESTIONS):
-        alone = generate(pair, [Query.from_text(question, str(index))], policy, decoding=DECODING, seed=5)
-        assert alone[0].segments == together[index].segments
-
-
-def _uncached(pool: Pool, query: Query, ids: list[int], *, ban: bool = True) -> list[torch.Tensor]:
-    rows = []
-    for candidate in pool:
-        full = torch.tensor([[*candidate.prompt_ids(query), *ids]])
-        row = candidate.engine.model(input_ids=full, use_cache=False).logits[:, -1].detach()
-        if ban:
-            row[:, candidate.engine.banned_ids] = -torch.inf
-        rows.append(row)
-    return rows
-
-
-def _ids(trace: Trace) -> list[int]:
-    return [token for segment in trace.segments for token in segment.ids]
+    assert_batched_equals_alone(pair, policy)
 
 
 @pytest.mark.parametrize("weight", [0.25, 0.5, 0.8])
@@ -178,11 +132,11 @@ def test_averaging_against_a_plain_loop(weight: float, stops: tuple[str, str]) -
     finishes = set()
     for index in range(4):
         query = Query.from_text(QUESTIONS[index], str(index))
-        seed = derive_seed(5, query.id, "response", 0)
+        seed = derive_seed(SEED, query.id, "response", 0)
         ids: list[int] = []
         finish = "length"
         while len(ids) < 40:
-            base, aligned = _uncached(pool, query, ids, ban=False)
+            base, aligned = uncached(pool, query, ids, ban=False)
             mixed = weight * base + (1 - weight) * aligned
             mixed[:, banned] = -torch.inf
             at = (torch.tensor([seed]), torch.tensor([len(ids)]))
@@ -191,8 +145,8 @@ def test_averaging_against_a_plain_loop(weight: float, stops: tuple[str, str]) -
                 finish = "eos"
                 break
             ids.append(token)
-        trace = generate(pool, [query], f"average@{weight}", decoding=DECODING, seed=5)[0]
-        assert _ids(trace)[:40] == ids
+        trace = generate(pool, [query], f"average@{weight}", decoding=DECODING, seed=SEED)[0]
+        assert ids_of(trace)[:40] == ids
         assert trace.finish == finish
         assert {segment.writer for segment in trace.segments} == {0 if weight > 0.5 else 1}
         finishes.add(finish)
@@ -208,29 +162,12 @@ def test_averaging_is_the_normalised_geometric_mean() -> None:
 
 def test_nudging_against_a_plain_loop(pair: Pool) -> None:
     """The base writes; where its likeliest token has less than γ the aligned model writes a word."""
-    vocabulary = pair.candidates[0].vocabulary
-    stop = pair.candidates[0].engine.stop_ids
     both = set()
     for index in range(4):
         query = Query.from_text(QUESTIONS[index], str(index))
-        seed = derive_seed(5, query.id, "response", 0)
-        ids: list[int] = []
-        writers: list[int] = []
-        while len(ids) < 40:
-            logits = _uncached(pair, query, ids)
-            at = (torch.tensor([seed]), torch.tensor([len(ids)]))
-            drawn = [sample_tokens(row, *at, SamplingParams(0.7, 0.9)).item() for row in logits]
-            writer = 0 if torch.softmax(logits[0], -1).max() >= 0.2 else 1
-            if writers and drawn[writers[-1]] not in stop:
-                text = vocabulary.decode_bytes(ids)
-                if continues_word(text, vocabulary.token_bytes[drawn[writers[-1]]]):
-                    writer = writers[-1]
-            if drawn[writer] in stop:
-                break
-            ids.append(drawn[writer])
-            writers.append(writer)
-        trace = generate(pair, [query], "nudging@0.2", decoding=DECODING, seed=5)[0]
-        assert _ids(trace)[:40] == ids
+        ids, writers = route(pair, query, lambda logits, *_: 0 if torch.softmax(logits[0], -1).max() >= 0.2 else 1)
+        trace = generate(pair, [query], "nudging@0.2", decoding=DECODING, seed=SEED)[0]
+        assert ids_of(trace)[:40] == ids
         both |= set(writers)
     assert both == {0, 1}
 
@@ -247,9 +184,9 @@ def test_one_forward_per_model_per_token(pair: Pool, policy: str, monkeypatch: p
             return _forward(*args, **kwargs)
 
         monkeypatch.setattr(candidate.engine.model, "forward", count)
-    traces = generate(pair, QUESTIONS[:5], policy, decoding=DECODING, seed=5, max_rows=5)
+    traces = generate(pair, QUESTIONS[:5], policy, decoding=DECODING, seed=SEED, max_rows=5)
     # The last token of a prompt and every token but the last (an end of text is drawn, not fed).
-    drawn = sum(len(_ids(trace)) + (trace.finish == "eos") for trace in traces)
+    drawn = sum(len(ids_of(trace)) + (trace.finish == "eos") for trace in traces)
     assert fed == {name: drawn for name in pair.names}
 
 
@@ -283,35 +220,24 @@ def test_the_judge_decides_as_its_label_logits_say(pair: Pool) -> None:
     """Asked at word boundaries only, about the text so far; a model of another vocabulary, plain forwards."""
     judge = make_judge()
     policy = make_policy("baco-judge", pair, judge=judge)
-    vocabulary = pair.candidates[0].vocabulary
-    stop = pair.candidates[0].engine.stop_ids
     seen = set()
     for index in range(3):
         query = Query.from_text(QUESTIONS[index], str(index))
-        row = Row(pair, query, derive_seed(5, query.id, "response", 0))
-        ids: list[int] = []
-        writers: list[int] = []
+        row = Row(pair, query, derive_seed(SEED, query.id, "response", 0))
         told: list[int] = judge.start(row)
         told_bytes = 0
-        while len(ids) < 40:
-            logits = _uncached(pair, query, ids)
-            at = (torch.tensor([row.trace.seed]), torch.tensor([len(ids)]))
-            drawn = [sample_tokens(one, *at, SamplingParams(0.7, 0.9)).item() for one in logits]
-            text = vocabulary.decode_bytes(ids)
-            writer = writers[-1] if writers else -1
-            stands = writer >= 0 and drawn[writer] not in stop
-            if not (stands and continues_word(text, vocabulary.token_bytes[drawn[writer]])):
-                new = text[told_bytes:].decode("utf-8", errors="replace")
-                told, told_bytes = told + (judge.engine.vocabulary.encode_text(new) if new else []), len(text)
-                full = torch.tensor([[*told, *judge.question_ids]])
-                label = judge.engine.model(input_ids=full, use_cache=False).logits[0, -1, judge.label_ids]
-                writer = 0 if label[0] > label[1] else 1
-            if drawn[writer] in stop:
-                break
-            ids.append(drawn[writer])
-            writers.append(writer)
-        trace = generate(pair, [query], policy, decoding=DECODING, seed=5)[0]
-        assert _ids(trace)[:40] == ids
+
+        def ask(_logits: object, _at: object, text: bytes) -> int:
+            nonlocal told, told_bytes
+            new = text[told_bytes:].decode("utf-8", errors="replace")
+            told, told_bytes = told + (judge.engine.vocabulary.encode_text(new) if new else []), len(text)
+            full = torch.tensor([[*told, *judge.question_ids]])
+            label = judge.engine.model(input_ids=full, use_cache=False).logits[0, -1, judge.label_ids]
+            return 0 if label[0] > label[1] else 1
+
+        ids, writers = route(pair, query, ask)
+        trace = generate(pair, [query], policy, decoding=DECODING, seed=SEED)[0]
+        assert ids_of(trace)[:40] == ids
         seen |= set(writers)
     assert seen == {0, 1}
     assert not policy._readings
@@ -321,8 +247,8 @@ def test_a_judge_whose_context_is_full_leaves_the_aligned_model(pair: Pool, capl
     judge = make_judge()
     judge.engine.max_positions = 10
     policy = make_policy("baco-judge", pair, judge=judge)
-    written = [_ids(trace) for trace in generate(pair, QUESTIONS, policy, decoding=DECODING, seed=5, max_rows=5)]
-    assert written == [ids for ids, _ in _write(pair, "aligned")]
+    traces = generate(pair, QUESTIONS, policy, decoding=DECODING, seed=SEED, max_rows=5)
+    assert [ids_of(trace) for trace in traces] == [ids for ids, _ in written(pair, "aligned")]
     assert caplog.text.count("beyond the judge's context") == 1
 
 
@@ -350,7 +276,7 @@ def test_shares_at_three_grains(pair: Pool) -> None:
     short = DecodingConfig(max_new_tokens=24, segment=6)
     grains = {}
     for name in ("segment-rand@0.4", "response-rand@0.4"):
-        traces = generate(pair, QUESTIONS, name, decoding=short, seed=5, max_rows=5)
+        traces = generate(pair, QUESTIONS, name, decoding=short, seed=SEED, max_rows=5)
         grains[name] = [[segment.writer for segment in trace.segments] for trace in traces]
         for trace, writers in zip(traces, grains[name], strict=True):
             index = range(len(writers)) if name.startswith("segment") else [0] * len(writers)

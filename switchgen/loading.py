@@ -1,0 +1,115 @@
+"""Models, adapters and tokenizers from folders and hub names; what is wrong with them is said first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from switchgen.config import CandidateConfig
+from switchgen.errors import ModelError, one_line
+from switchgen.vocabulary import Vocabulary
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(config: CandidateConfig) -> PreTrainedModel:
+    """Load a causal LM in eval mode: safetensors only, no code from its repository unless the recipe asks for it.
+
+    Raises:
+        ModelError: it is not there, is no causal LM, or its device or quantization cannot be had.
+    """
+    check_model(config)
+    dtype: Any = _DTYPES.get(config.dtype, "auto")
+    arguments: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "revision": config.revision,
+                                 "trust_remote_code": config.trust_remote_code}  # fmt: skip
+    if config.quantization is not None:
+        from transformers import BitsAndBytesConfig  # noqa: PLC0415
+
+        if not torch.cuda.is_available():
+            raise ModelError(f"{config.name}: quantization {config.quantization} needs a CUDA device")
+        four = config.quantization == "4bit"
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four)
+    device = pick_device(config.name, config.device)
+    if config.device_map is not None:
+        arguments["device_map"] = config.device_map
+    try:
+        model = AutoModelForCausalLM.from_pretrained(config.model, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{config.name}: model {config.model!r} cannot be loaded: {one_line(error)}") from None
+    if config.device_map is None and config.quantization is None:
+        model = model.to(device)
+    # On CPU half precision is slow and the small models people run there lose by it; a set dtype is kept.
+    if config.dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        model = model.float()
+    return model.eval().requires_grad_(False)
+
+
+def check_model(config: CandidateConfig) -> None:
+    """See that a model given as a path is there, before anything is loaded.
+
+    Raises:
+        ModelError: the path looks like a folder and is none, or holds no config.json.
+    """
+    path = Path(config.model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{config.name}: {config.model} is a folder without config.json; allowed: a saved model")
+        if config.engine == "transformers" and not list(path.glob("*.safetensors")):
+            raise ModelError(f"{config.name}: {config.model} holds no *.safetensors; other weight files are not read")
+    elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1 or path.is_file():
+        raise ModelError(f"{config.name}: no model folder at {config.model!r}")
+    if config.adapter is not None:
+        check_adapter(config.adapter)
+    if config.device.startswith("cuda"):
+        pick_device(config.name, config.device)
+
+
+def check_adapter(path: str) -> None:
+    """See that an adapter given as a path is a PEFT adapter in safetensors.
+
+    Raises:
+        ModelError: it is not.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).is_file():
+                raise ModelError(f"adapter {path!r}: the folder holds no {name}; allowed: a saved PEFT adapter")
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ModelError(f"adapter {path!r}: no such folder")
+
+
+def pick_device(name: str, device: str) -> torch.device:
+    """The torch device of a setting such as `auto` or `cuda:1`.
+
+    Raises:
+        ModelError: the device is not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"{name}: unknown device {device!r}; allowed: auto, cpu, cuda, cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"{name}: device {device!r} is not here; this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return chosen
+
+
+def load_vocabulary(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Vocabulary:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: it is missing or unusable.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"the tokenizer of {source!r} cannot be loaded: {one_line(error)}") from None
+    return Vocabulary(tokenizer, source)
