@@ -67,22 +67,21 @@ class Labelling:
 
     def run(self, questions: Iterable[Question]) -> None:
         """Label every state of the questions."""
-        pending = iter(questions)
-        while True:
-            # A loop that found nothing ready ends although its last rows may have made more work.
-            for row in self.loop.run(self._rows(pending), release=False):
-                self._then.pop(row)(row)
-            if not self._ready:
-                return
+        for row in self.loop.run(self._rows(iter(questions)), release=False):
+            self._then.pop(row)(row)
 
-    def _rows(self, questions: Iterator[Question]) -> Iterator[Row]:
+    def _rows(self, questions: Iterator[Question]) -> Iterator[Row | None]:
         while True:
             while self._ready:
                 yield self._ready.popleft()
             question = next(questions, None)
-            if question is None:
+            if question is not None:
+                self._begin(question)
+            elif self._then:
+                # Rows in flight will make more work.
+                yield None
+            else:
                 return
-            self._begin(question)
 
     def _submit(self, row: Row, then: Callable[[Row], None]) -> None:
         self._ready.append(row)

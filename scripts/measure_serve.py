@@ -5,7 +5,8 @@
 Three candidates of the bench's size `tiny` and a switcher, random weights, one thread. The server is a process of its
 own; the clients are 32 streams in this one, which also writes the batch. Both write the same responses, token for
 token (checked). Clocks: wall (the clients' own work is in it: one core does everything), and the processor seconds of
-the server against those of the batch. One JSON line last.
+the server against those of the batch; `http_share` is the part of the server's that its main thread took, which talks
+to the clients while the other writes. One JSON line last.
 """
 
 from __future__ import annotations
@@ -90,10 +91,14 @@ async def streams(url: str, policy: str, conversations: list[list[dict[str, str]
         return list(await asyncio.gather(*map(ask, conversations)))
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor seconds of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Processor seconds of a process, and of its main thread."""
+
+    def spent(file: str) -> float:
+        fields = Path(file).read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    return spent(f"/proc/{pid}/stat"), spent(f"/proc/{pid}/task/{pid}/stat")
 
 
 def measure(server: subprocess.Popen[str], url: str, run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -103,18 +108,20 @@ def measure(server: subprocess.Popen[str], url: str, run: Run, arguments: argpar
     conversations = [
         [{"role": "user", "content": f"What is {row}? " * (2 + row % 6)}] for row in range(arguments.queries)
     ]
-    walls, cpus, rates, same = [], [], [], True
+    walls, cpus, http, rates, same = [], [], [], [], True
     for repeat in range(-1, arguments.repeats):
         # The first one warms up.
         chosen = conversations if repeat >= 0 else conversations[:STREAMS]
         texts, tokens, wall, cpu = batch(writer, run, chosen)
-        started, spent = time.perf_counter(), cpu_seconds(server.pid)
+        started, before = time.perf_counter(), cpu_seconds(server.pid)
         streamed = asyncio.run(streams(url, policy, chosen))
-        served, spent = time.perf_counter() - started, cpu_seconds(server.pid) - spent
+        served = time.perf_counter() - started
+        spent, talked = (now - then for now, then in zip(cpu_seconds(server.pid), before, strict=True))
         same &= streamed == texts
         if repeat >= 0:
             walls.append(wall / served)
             cpus.append(cpu / spent)
+            http.append(talked / spent)
             rates.append((tokens / served, tokens / wall))
     return {
         "measure": "serve",
@@ -124,6 +131,7 @@ def measure(server: subprocess.Popen[str], url: str, run: Run, arguments: argpar
         "new_tokens": arguments.new_tokens,
         "serve_over_infer": round(statistics.median(walls), 3),
         "serve_over_infer_cpu": round(statistics.median(cpus), 3),
+        "http_share": round(statistics.median(http), 3),
         "serve_tokens_per_s": round(statistics.median(rate for rate, _ in rates), 1),
         "infer_tokens_per_s": round(statistics.median(rate for _, rate in rates), 1),
         "same_responses": same,

@@ -23,6 +23,7 @@ from switchgen.policies.base import Policy
 from switchgen.policies.masked import MaskedPolicy
 from switchgen.policies.probe import ProbePolicy
 from switchgen.policies.switcher import SwitcherPolicy
+from switchgen.queues import Queues, Turn, Waiting
 from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
@@ -31,7 +32,6 @@ from switchgen.trace import CUE, Decision, Segment
 # A writer that ends its text at once, again and again, would never move the row on (eos: segment).
 _MAX_EMPTY_SEGMENTS = 3
 
-Turn = tuple[Row, Decision]
 Manner = tuple[SegmentRule, SamplingParams, tuple[bytes, ...]]
 """How segments are written; those of one manner are written in one batch."""
 
@@ -88,11 +88,11 @@ class Loop:
             readers.append(("switcher", policy.engine))
         return readers
 
-    def run(self, rows: Iterable[Row], *, release: bool = True) -> Iterator[Row]:
+    def run(self, rows: Iterable[Row | None], *, release: bool = True) -> Iterator[Row]:
         """Write every row to its end; yields rows as they finish, in no particular order.
 
         Args:
-            rows: taken as room becomes free.
+            rows: taken as room becomes free; None stands for "nobody waits at the moment".
             release: whether the engines forget a row when it is done (not if it will be forked).
         """
         for done in self.rounds(rows, release=release):
@@ -104,21 +104,13 @@ class Loop:
         Args:
             rows: None stands for "nobody waits at the moment": the round goes on with the rows in flight.
         """
-        source = iter(rows)
+        waiting = Waiting(rows)
+        queues = Queues(self._families)
         undecided: list[Row] = []
-        queues: dict[int, list[Turn]] = {index: [] for index in range(len(self.pool))}
         in_flight = 0
-        exhausted = False
-        while in_flight or not exhausted:
+        while in_flight or waiting.more:
             done: list[Row] = []
-            while not exhausted and in_flight < self.max_rows:
-                try:
-                    row = next(source)
-                except StopIteration:
-                    exhausted = True
-                    break
-                if row is None:
-                    break
+            while in_flight < self.max_rows and (row := waiting.take()) is not None:
                 if self._admit(row):
                     undecided.append(row)
                     in_flight += 1
@@ -129,19 +121,16 @@ class Loop:
                     done.append(self._retire(row, release))
                     in_flight -= 1
                 else:
-                    queues[decision.writer].append((row, decision))
+                    queues.add(Turn(row, decision, self.terms(row).decoding.max_new_tokens - row.num_written))
             undecided = []
-            # Candidates that can write together do.
-            writers = max(self._families, key=lambda group: sum(len(queues[index]) for index in group))
-            batch = {index: queues[index] for index in writers if queues[index]}
-            queues.update({index: [] for index in writers})
+            batch = queues.take(refilled=waiting.more)
             self._write(batch)
-            for row, _ in chain.from_iterable(batch.values()):
-                if row.trace.finish is not None or self.pauses(row):
-                    done.append(self._retire(row, release))
+            for turn in chain.from_iterable(batch.values()):
+                if turn.row.trace.finish is not None or self.pauses(turn.row):
+                    done.append(self._retire(turn.row, release))
                     in_flight -= 1
                 else:
-                    undecided.append(row)
+                    undecided.append(turn.row)
             yield done
 
     def _retire(self, row: Row, release: bool) -> Row:
@@ -252,18 +241,18 @@ class Loop:
         """One segment for each row, by writer."""
         parts: dict[Manner, dict[int, list[Turn]]] = {}
         for writer, turns in batch.items():
-            for row, decision in turns:
-                terms = self.terms(row)
-                manner = (self._rule(row, closes=decision.closes), terms.params, terms.stop)
-                parts.setdefault(manner, {}).setdefault(writer, []).append((row, decision))
+            for turn in turns:
+                terms = self.terms(turn.row)
+                manner = (self._rule(turn.row, closes=turn.decision.closes), terms.params, terms.stop)
+                parts.setdefault(manner, {}).setdefault(writer, []).append(turn)
         for manner, part in parts.items():
             written = self._segments({writer: [*map(self._item, turns)] for writer, turns in part.items()}, manner)
             for writer, turns in part.items():
-                for (row, decision), result in zip(turns, written[writer], strict=True):
-                    self._append(row, decision, result)
+                for turn, result in zip(turns, written[writer], strict=True):
+                    self._append(turn.row, turn.decision, result)
 
     def _item(self, turn: Turn) -> WriteItem:
-        row, decision = turn
+        row, decision = turn.row, turn.decision
         longest = max(map(len, self.terms(row).stop), default=1) - 1
         context, trace = row.context(decision.writer), row.trace
         return WriteItem(

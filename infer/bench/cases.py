@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,8 @@ class Cell:
     queries: int = 0
     """Queries in all; 0 means as many as rows in flight. More of them take the places of finished ones."""
     segment: int = 50
+    limited: bool = True
+    """Whether rates are measured, too, for L."""
 
     @property
     def total(self) -> int:
@@ -56,6 +58,8 @@ class Bench:
         self.ladder = ladder
         self.clock = ForwardClock(ladder.models)
         self.device = ladder.engines[0].device
+        self._read: tuple[Cell, list[Row]] | None = None
+        """Rows whose first tokens every model has read, and whose cell they are."""
 
     def queries(self, cell: Cell) -> list[Query]:
         """The cell's queries, the same for every case."""
@@ -66,7 +70,16 @@ class Bench:
         return DecodingConfig.model_validate({"max_new_tokens": cell.new_tokens, "segment": cell.segment})
 
     def rows(self, cell: Cell) -> list[Row]:
-        """The cell's rows, with what is written already."""
+        """The cell's rows, with what is written already; that much of them has been read by every model."""
+        if not cell.written:
+            return self._new_rows(cell)
+        if self._read is None or self._read[0] != cell:
+            self.start()
+            self._read = (cell, self._new_rows(cell))
+            self.read(self._read[1])
+        return [row.fork(row.trace.seed) for row in self._read[1]]
+
+    def _new_rows(self, cell: Cell) -> list[Row]:
         rows = []
         for query in self.queries(cell):
             row = Row(self.ladder.pool, query, response_seed(0, query.id))
@@ -75,6 +88,7 @@ class Bench:
                 ids = random_ids(self.ladder, draw, min(cell.segment, cell.written - start))
                 text = self.ladder.vocabulary.decode(ids)
                 row.append(Segment(draw.randrange(len(self.ladder.pool)), text, tuple(ids), "length"))
+            row.expected = (cell.new_tokens, -(-cell.new_tokens // cell.segment))
             rows.append(row)
         return rows
 
@@ -122,21 +136,27 @@ class Bench:
     def ours(self, cell: Cell, case: str) -> Taken:
         """Our loop with one candidate (b), random choice (c) or the switcher (d)."""
         policy = self.policy(case)
-        rows = self.rows(cell)
         loop = Loop(self.ladder.pool, policy, self.decoding(cell), max_rows=cell.rows)
-        self.start()
+        if not cell.written:
+            self.start()
+        rows = self.rows(cell)
         if cell.written:
-            self._prefill(rows, loop)
-        before = self._counts()
+            self.read(rows)
+        before, refilled = self._counts(), Taken()
+
+        def source() -> Iterator[Row]:
+            yield from rows
+            self._count(refilled, before)
+
         with timed(self.clock, self.device) as taken:
-            done = list(loop.run(rows))
+            done = list(loop.run(source()))
         assert all(row.num_written == cell.new_tokens for row in done), "a row ended early"
         assert not any(engine.stats.evicted_rows for engine in self.ladder.engines), "a cache was dropped"
         taken.new_tokens = len(done) * (cell.new_tokens - cell.written)
         self._count(taken, before)
+        taken.refilled_batch = refilled.mean_batch if cell.total > cell.rows else None
         if isinstance(policy, TimedSwitcher):
             taken.switcher_s = policy.seconds
-        self.stop()
         return taken
 
     def policy(self, case: str) -> Policy:
@@ -145,18 +165,15 @@ class Bench:
             return FixedPolicy(SOLO, self.ladder.pool.names[SOLO])
         return TimedSwitcher(self.ladder.switcher) if case == "d" else RandomPolicy()
 
-    def _prefill(self, rows: Sequence[Row], loop: Loop) -> None:
-        """Every model that may read the rows has read all that is written."""
+    def read(self, rows: Sequence[Row]) -> None:
+        """Every model reads all that is written of the rows; of forks, what their parents have not read."""
         prompt = self.ladder.switcher.prompt
-        for reader, engine in loop.readers:
-            contexts = [
-                row.switcher_context(prompt.query_ids, prompt.segment_ids)
-                if reader == "switcher"
-                else row.context(reader)
-                for row in rows
-            ]
-            # The next token is drawn after the last one, which is fed then.
-            engine.read(contexts, leave=0 if reader == "switcher" else 1)
+        for index, engine in enumerate(self.ladder.engines):
+            if index == len(self.ladder.pool):
+                engine.read([row.switcher_context(prompt.query_ids, prompt.segment_ids) for row in rows])
+            else:
+                # The next token is drawn after the last one, which is fed then.
+                engine.read([row.context(index) for row in rows], leave=1)
 
     # -- (f) ------------------------------------------------------------------------------------------------------
 
@@ -189,17 +206,16 @@ class Bench:
         taken.new_tokens = sum(row.num_written - (row.parent.num_written if row.parent else 0) for row in rows)
         taken.notes = {"prefixes": len(prefixes), "completions": len(completions), **fed.compare(rows)}
         fed.remove()
-        self.stop()
+        self.start()
         return taken
 
     # -- counts ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Empty caches."""
+        self._read = None
         for engine in self.ladder.engines:
             engine.clear()
-
-    stop = start
 
     def _counts(self) -> list[tuple[int, int, int]]:
         return [

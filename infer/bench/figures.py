@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 from infer.bench.cases import Cell
@@ -63,11 +65,13 @@ class Measured:
             "decoded_tokens": last.decoded_tokens,
             "mean_batch": last.mean_batch,
             "batch_share": last.mean_batch / self.cell.rows,
+            "refilled_batch_share": None if last.refilled_batch is None else last.refilled_batch / self.cell.rows,
             "peak_mb": max(run.peak_mb for run in self.runs),
         }
         if self.rates:
             line["decode_rate"] = statistics.median(rates.wall.decode for rates in self.rates)
             line["read_rate"] = statistics.median(rates.wall.read for rates in self.rates)
+            line["decoder"] = self.rates[-1].decoder
         line = {name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()}
         return {**line, **last.notes}
 
@@ -101,7 +105,9 @@ def ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:
             mark = "" if clock == "wall" else " cpu"
             seconds = {name: [getattr(run, f"{clock}_s") for run in entry.runs] for name, entry in of_cell.items()}
             if alone:
-                fastest = list(map(min, *(seconds[entry.case] for entry in alone)))
+                # The slower form need not have been repeated.
+                found_s = zip_longest(*(seconds[entry.case] for entry in alone), fillvalue=math.inf)
+                fastest = [min(forms) for forms in found_s]
                 for case in ("b", "c", "d", "e"):
                     if case in of_cell:
                         line[f"{case}/a{mark}"] = _ratio(seconds[case], fastest)

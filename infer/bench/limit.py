@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from infer.bench.cases import SOLO, Bench, Cell
 from infer.bench.ladders import random_ids
 from infer.bench.stopwatch import wait_for
-from switchgen.engines.base import Context, WriteItem
+from switchgen.engines.base import WriteItem
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
+
+Decoder = Literal["a", "b"]
+"""Who decodes at the rate of the limit: the cases (a), with a preallocated cache, and (b)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class ClockedRates:
 
     wall: Rates
     cpu: Rates
+    decoder: Decoder = "b"
+    """Whose decode rate it is."""
 
 
 def limit_seconds(decoded_tokens: int, read_tokens: int, rates: Rates) -> float:
@@ -55,20 +61,28 @@ def growth_exponent(lengths: Sequence[float], seconds: Sequence[float]) -> float
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
-def measure_rates(bench: Bench, cell: Cell, batch: int) -> ClockedRates:
-    """Decode and read rates at the cell's context lengths with a batch of that many rows."""
-    wrote, read = _our_rates(bench, cell, batch)
-    alone = bench.alone(cell, static=True, rows=batch)
-    # The first token comes out of reading the prompts.
-    theirs = batch * (cell.new_tokens - cell.written - 1)
+def measure_rates(bench: Bench, cell: Cell, batch: int, decoders: Collection[Decoder] = ("a", "b")) -> ClockedRates:
+    """Decode and read rates at the cell's context lengths with a batch of that many rows.
+
+    Args:
+        decoders: whose decode rates are measured; the fastest counts.
+    """
+    wrote, read = _our_rates(bench, cell, batch, write="b" in decoders)
+    decoded: dict[Decoder, Work] = {"b": wrote} if "b" in decoders else {}
+    if "a" in decoders:
+        taken = bench.alone(cell, static=True, rows=batch)
+        # The first token comes out of reading the prompts.
+        tokens = batch * (cell.new_tokens - cell.written - 1)
+        decoded["a"] = Work(tokens, taken.decode_s, taken.decode_cpu_s)
     return ClockedRates(
-        wall=Rates(max(wrote.tokens / wrote.wall_s, theirs / alone.decode_s), read.tokens / read.wall_s),
-        cpu=Rates(max(wrote.tokens / wrote.cpu_s, theirs / alone.decode_cpu_s), read.tokens / read.cpu_s),
+        wall=Rates(max(work.tokens / work.wall_s for work in decoded.values()), read.tokens / read.wall_s),
+        cpu=Rates(max(work.tokens / work.cpu_s for work in decoded.values()), read.tokens / read.cpu_s),
+        decoder=max(decoded, key=lambda name: decoded[name].tokens / decoded[name].wall_s),
     )
 
 
 @dataclass
-class _Work:
+class Work:
     """Tokens, and the seconds they took."""
 
     tokens: int = 0
@@ -87,26 +101,25 @@ class _Work:
 
 
 @torch.inference_mode()
-def _our_rates(bench: Bench, cell: Cell, batch: int) -> tuple[_Work, _Work]:
-    """Walk through the cell's lengths; every other segment is written, the ones between are read."""
+def _our_rates(bench: Bench, cell: Cell, batch: int, *, write: bool) -> tuple[Work, Work]:
+    """Walk through the cell's lengths in chunks of a segment; where writing counts, too, every other one is written."""
     engine = bench.ladder.engines[SOLO]
-    engine.clear()
-    prompts = [row.context(SOLO).ids for row in bench.rows(cell)]
-    contexts = [Context(list(prompts[row % len(prompts)])) for row in range(batch)]
+    contexts = [row.context(SOLO) for row in bench.rows(cell)[:batch]]
     engine.read(contexts, leave=1)
     wait, draw = wait_for(bench.device), random.Random(0)
-    wrote, read = _Work(), _Work()
+    wrote, read = Work(), Work()
     params, rule = SamplingParams(), SegmentRule()
     for index, start in enumerate(range(cell.written, cell.new_tokens, cell.segment)):
         count = min(cell.segment, cell.new_tokens - start)
-        if index % 2:
-            for context in contexts:
-                context.ids.extend(random_ids(bench.ladder, draw, count))
-            with read.doing(batch * count, wait):
-                engine.read(contexts, leave=1)
-        else:
+        if write and index % 2 == 0:
             items = [WriteItem(context, count, row, start) for row, context in enumerate(contexts)]
             with wrote.doing(batch * count, wait):
                 engine.write(items, params, rule)
-    engine.clear()
+            continue
+        for context in contexts:
+            context.ids.extend(random_ids(bench.ladder, draw, count))
+        with read.doing(batch * count, wait):
+            engine.read(contexts, leave=1)
+    for context in contexts:
+        engine.release(context)
     return wrote, read

@@ -36,6 +36,8 @@ class Taken:
     decoded_tokens: int = 0
     mean_batch: float = 0.0
     """Rows per decode step."""
+    refilled_batch: float | None = None
+    """The same while other queries waited for the places of finished ones."""
     peak_mb: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 

@@ -27,15 +27,11 @@ async def answer(worker: Worker, request: Request, body: ChatBody | CompletionBo
     """Write what a request asks for. A client that leaves takes its rows with it.
 
     Raises:
-        ApiError: see `understand` and `Worker.submit`; 400 for a prompt beyond the context.
+        ApiError: see `understand` and `Worker.enter`; 400 for a prompt beyond the context.
     """
-    asked = await asyncio.wrap_future(worker.call(lambda: understand(worker, body)))
-    if isinstance(body, CompletionBody) and body.echo and body.num_top is not None:
-        scorer_of(asked)
-    reply = Answer(asked, body)
     events: asyncio.Queue[Event] = asyncio.Queue()
-    if body.limit != 0:
-        worker.submit(_tickets(asked, body, events))
+    asked = await _begin(worker, body, events)
+    reply = Answer(asked, body)
     if not body.stream:
         try:
             scores = await _whole(worker, request, asked, body, events)
@@ -52,9 +48,31 @@ async def answer(worker: Worker, request: Request, body: ChatBody | CompletionBo
     return StreamingResponse(_stream(reply, first, events), media_type="text/event-stream")
 
 
-def _tickets(asked: Asked, body: ChatBody | CompletionBody, events: asyncio.Queue[Event]) -> list[Ticket]:
-    """Rows whose news arrive in `events`: all of them in streams, the end alone otherwise."""
+async def _begin(worker: Worker, body: ChatBody | CompletionBody, events: asyncio.Queue[Event]) -> Asked:
+    """Understand a request and put its rows in, between the same two rounds."""
     loop = asyncio.get_running_loop()
+
+    def begin() -> Asked:
+        asked = understand(worker, body)
+        if isinstance(body, CompletionBody) and body.echo and body.num_top is not None:
+            scorer_of(asked)
+        if body.limit != 0:
+            worker.enter(_tickets(asked, body, events, loop))
+        return asked
+
+    begun = worker.call(begin)
+    try:
+        return await asyncio.wrap_future(begun)
+    except asyncio.CancelledError:
+        # The client has left; rows that are in by now end.
+        begun.add_done_callback(lambda done: done.cancelled() or done.exception() or _cancel(done.result()))
+        raise
+
+
+def _tickets(
+    asked: Asked, body: ChatBody | CompletionBody, events: asyncio.Queue[Event], loop: asyncio.AbstractEventLoop
+) -> list[Ticket]:
+    """Rows whose news arrive in `events`: all of them in streams, the end alone otherwise."""
 
     def ticket(index: int) -> Ticket:
         def tell(news: Piece | Exception) -> None:

@@ -103,7 +103,6 @@ class Worker:
         self._lanes: dict[Hashable, Lane] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._num_rows = 0
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="switchgen-writer", daemon=True)
 
     # -- called by requests ---------------------------------------------------------------------------------------
@@ -131,23 +130,6 @@ class Worker:
         self._inbox.put(work)
         return future
 
-    def submit(self, tickets: list[Ticket]) -> None:
-        """Put a request's rows in the queue, all or none.
-
-        Raises:
-            ApiError: 429, too many rows wait already.
-        """
-        allowed = self.max_waiting + self.run.recipe.engine.max_rows
-        with self._lock:
-            if self._num_rows + len(tickets) > allowed:
-                raise ApiError(
-                    429, f"{self._num_rows} answers are being written or wait, {allowed} may; try again later",
-                    code="queue_full",
-                )  # fmt: skip
-            self._num_rows += len(tickets)
-        for ticket in tickets:
-            self._inbox.put(lambda ticket=ticket: self._enter(ticket))  # type: ignore[misc]
-
     # -- on the thread that writes --------------------------------------------------------------------------------
 
     def writer(self, policy: str) -> Writer:
@@ -167,12 +149,25 @@ class Worker:
                 self._writers[policy] = Writer(policy, pools[0], make_run_policy(self.run, policy, pools[0]))
         return self._writers[policy]
 
-    def _enter(self, ticket: Ticket) -> None:
-        try:
-            self._lane(ticket).waiting.append(ticket)
-        except Exception as error:  # whoever waits for the row is told; the thread goes on
-            self._leave()
-            ticket.fail(error)
+    def enter(self, tickets: list[Ticket]) -> None:
+        """Put a request's rows in the queue, all or none.
+
+        Raises:
+            ApiError: 429, too many rows wait already.
+        """
+        allowed = self.max_waiting + self.run.recipe.engine.max_rows
+        if self._num_rows + len(tickets) > allowed:
+            raise ApiError(
+                429, f"{self._num_rows} answers are being written or wait, {allowed} may; try again later",
+                code="queue_full",
+            )  # fmt: skip
+        for ticket in tickets:
+            self._num_rows += 1
+            try:
+                self._lane(ticket).waiting.append(ticket)
+            except Exception as error:  # whoever waits for the row is told; the thread goes on
+                self._leave()
+                ticket.fail(error)
 
     def _lane(self, ticket: Ticket) -> Lane:
         writer, terms = self.writer(ticket.policy), ticket.row.terms
@@ -186,8 +181,7 @@ class Worker:
         return self._lanes[key]
 
     def _leave(self) -> None:
-        with self._lock:
-            self._num_rows -= 1
+        self._num_rows -= 1
 
     def _work(self) -> None:
         while self._take_jobs():

@@ -245,7 +245,9 @@ class SlotEngine:
         if len(parents) + len(contexts) > self.max_slots:
             parents = {}
         if parents:
-            self._catch_up_parents(list(parents.values()), contexts, leave)
+            # Children that have slots need nothing of their parents any more.
+            homeless = [context for context in contexts if context.slot is None]
+            self._catch_up_parents(list(parents.values()), homeless, leave)
         self._clock += 1
         self.cache.expected = min(max([self.cache.expected, *(context.expected for context in contexts)]),
                                   self.max_positions)  # fmt: skip

@@ -14,7 +14,7 @@ from infer.bench.check import check
 from infer.bench.command import cells_of
 from infer.bench.figures import Measured, ratios
 from infer.bench.ladders import SIZES, Size, make_ladder, make_queries, make_tokenizer
-from infer.bench.limit import ClockedRates, Rates, growth_exponent, limit_seconds
+from infer.bench.limit import ClockedRates, Rates, growth_exponent, limit_seconds, measure_rates
 from infer.bench.stopwatch import Taken
 from switchgen import sampling
 from switchgen.__main__ import main
@@ -133,6 +133,32 @@ def test_what_is_written_already_is_not_timed(micro: Size) -> None:
     # Each of two rounds: every model that reads on reads a segment, the switcher its question and a signature, too.
     question = len(bench.ladder.switcher.prompt.question_ids)
     assert 3 * 2 * question < taken.read_tokens < 3 * (2 * question + 200)
+    # It is read once for all repeats, and for the rates.
+    before = sum(engine.stats.read_tokens + engine.stats.scored_tokens for engine in bench.ladder.engines)
+    again = bench.ours(cell, "d")
+    assert (again.read_tokens, again.decoded_tokens) == (taken.read_tokens, taken.decoded_tokens)
+    rates = measure_rates(bench, cell, 2, ["b"])
+    after = sum(engine.stats.read_tokens + engine.stats.scored_tokens for engine in bench.ladder.engines)
+    assert after - before == again.read_tokens + 2 * 10
+    assert rates.decoder == "b" and rates.wall.decode > 0 and rates.wall.read > 0
+
+
+def test_the_batch_while_queries_wait(micro: Size) -> None:
+    """Three queries, two rows: the third waits until one of the first two is done."""
+    bench = Bench(make_ladder(micro))
+    taken = bench.ours(Cell("tiny", 2, 40, "b", 1, queries=3, segment=10), "b")
+    assert taken.refilled_batch == 2.0 and taken.mean_batch == 1.5
+    assert bench.ours(Cell("tiny", 2, 20, "b", 1, segment=10), "b").refilled_batch is None
+
+
+def test_the_slower_of_two_forms_is_timed_once(micro: Size) -> None:
+    bench = Bench(make_ladder(micro))
+    a, static, d = command.measure(bench, Cell("tiny", 2, 30, "ad", 3, segment=10))
+    assert sorted([len(a.runs), len(static.runs)]) == [1, 3] and len(d.runs) == len(d.rates) == 3
+    assert len({rates.decoder for rates in d.rates}) == 1
+    (line,) = ratios([a, static, d])
+    assert line["d/a"] > 0
+    assert not command.measure(bench, Cell("tiny", 2, 30, "d", 1, segment=10, limited=False))[0].rates
 
 
 def test_prints_a_table_and_one_json_line_last(
@@ -153,8 +179,9 @@ def test_prints_a_table_and_one_json_line_last(
         assert {"case", "size", "rows", "new_tokens", "wall_s", "tokens_per_s", "limit_s", "overhead_share",
                 "switcher_share", "read_tokens", "decoded_tokens", "mean_batch", "peak_mb"} <= line.keys()  # fmt: skip
         assert line["wall_min_s"] <= line["wall_s"] <= line["wall_max_s"] and line["cpu_s"] > 0
-        assert 0 < line["overhead_share"] < 1 and line["peak_mb"] > 0 and line["repeats"] == 2
+        assert 0 < line["overhead_share"] < 1 and line["peak_mb"] > 0
         assert (line["limit_s"] is not None) == (line["case"] in "cd")
+    assert sorted(line["repeats"] for line in first[:2]) == [1, 2] and {line["repeats"] for line in first[2:]} == {2}
     for line in first[:5]:
         assert line["decoded_tokens"] == 60, "all cases write the same number of tokens"
     assert first[4]["switcher_share"] > 0 and first[3]["switcher_share"] == 0
