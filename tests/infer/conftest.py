@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from ladders import make_tokenizer, save_ladder
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from ladders import save_judge, save_ladder
 
 from switchgen.rundir import Run, open_run
 
@@ -23,7 +21,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `ladder/`, `judge/` (a reward model) and task files."""
     folder = tmp_path_factory.mktemp("infer")
     save_ladder(folder / "ladder", NAMES)
-    _save_judge(folder / "judge")
+    save_judge(folder / "judge")
     ages = [{"id": f"age-{i}", "input": f"How old is person {i}?", "output": str(i % 10)} for i in range(12)]
     long = {"id": "long", "input": "How old is " + "Vudak " * 1500 + "?", "output": "7"}
     _save_task(folder, "ages", "exact_match", ages)
@@ -41,18 +39,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _save_task(folder, "tales", "reward_model", [{"id": f"t{i}", "input": f"Tell me tale {i}."} for i in range(4)])
     _save_task(folder, "open", "generation_diversity", [{"id": f"o{i}", "input": f"Anything {i}?"} for i in range(4)])
     return folder
-
-
-def _save_judge(folder: Path) -> None:
-    """A reward model with random weights: every response gets another score."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(5)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=1024,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).double().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _save_task(folder: Path, name: str, task_type: str, rows: list[dict[str, Any]]) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from script_modules import load_script
 
 from infer import report_data
 from infer.report import results_markdown, results_table, write_report
@@ -31,22 +30,11 @@ from infer.report_view import (
 )
 from switchgen.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_generator() -> ModuleType:
-    """`scripts/measure_report.py`, which makes up runs."""
-    spec = importlib.util.spec_from_file_location("measure_report", ROOT / "scripts" / "measure_report.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "run"
-    load_generator().write_fake_run(path, num_questions=8, num_seeds=2, num_tokens=20)
+    load_script("measure_report").write_fake_run(path, num_questions=8, num_seeds=2, num_tokens=20)
     return path
 
 

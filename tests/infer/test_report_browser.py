@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_modules import load_script
 
 from infer.report import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("measure_report", ROOT / "scripts" / "measure_report.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("measure_report")
 
 
 @pytest.fixture(scope="module")

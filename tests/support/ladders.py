@@ -19,6 +19,7 @@ from transformers import (
     GptOssConfig,
     JambaConfig,
     LlamaConfig,
+    LlamaForSequenceClassification,
     MambaConfig,
     MistralConfig,
     OpenAIGPTConfig,
@@ -161,3 +162,15 @@ def save_ladder(folder: Path, names: tuple[str, ...] = ("base", "tuned", "aligne
     for index, name in enumerate(names):
         save_member(folder / name, make_tokenizer(chat=index > 0), kind, seed=index)
     return folder
+
+
+def save_judge(folder: Path) -> None:
+    """A reward model with random weights: every response gets another score."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id, max_position_embeddings=1024,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).double().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
