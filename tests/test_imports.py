@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import switchgen
-from switchgen.__main__ import build_parser
+from switchgen.commandline import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("rollout", "train", "infer")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from switchgen.__main__ import build_parser
+from switchgen.commandline import build_parser
 from switchgen.config import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from switchgen.__main__ import build_parser
-from switchgen.commandline import parse_with_settings
+from switchgen.__main__ import VERBS
+from switchgen.commandline import build_parser, parse_with_settings
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -79,6 +79,11 @@ def test_a_verb_without_a_recipe_has_no_settings(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         parse_with_settings(build_parser(), ["bench", "--size", "tiny", "a.b=1"])
     assert "unrecognized arguments: a.b=1" in capsys.readouterr().err
+
+
+def test_every_verb_does_something() -> None:
+    (verbs,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    assert list(verbs.choices) == list(VERBS)
 
 
 def test_every_script_that_takes_settings_takes_them_anywhere() -> None:
