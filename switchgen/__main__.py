@@ -173,8 +173,6 @@ def _safety(arguments: argparse.Namespace) -> None:
     from infer.report_analyses import analyses_markdown, analyses_of  # noqa: PLC0415
     from infer.safety import main as safety  # noqa: PLC0415
 
-    if arguments.prompts is None:
-        raise ConfigError("safety needs --prompts FILE: lines of prompts that should be refused")
     document = safety(_open(arguments), arguments.prompts, quality=arguments.quality, limit=arguments.limit,
                       workers=arguments.workers)  # fmt: skip
     say(analyses_markdown(analyses_of({}, None, {"safety": document})))

@@ -61,9 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workers(evaluate, "evaluate")
     merge = _add(verbs, "merge", "models merged of the candidates: soups, DARE-TIES, extrapolation",
                  ["switchgen merge lab", "switchgen merge lab --methods soup greedy-soup"])  # fmt: skip
-    merge.add_argument("--methods", nargs="+", default=["soup", "greedy-soup", "dare-ties@0.5", "expo@0.3"],
-                       metavar="NAME", help="soup, greedy-soup, dare-ties@DENSITY, expo@A; each is also a policy's "
-                       "name (default: %(default)s)")  # fmt: skip
+    _add_list(merge, "--methods", ["soup", "greedy-soup", "dare-ties@0.5", "expo@0.3"], "NAME",
+              "soup, greedy-soup, dare-ties@DENSITY, expo@A; each is also a policy's name")  # fmt: skip
     _add(verbs, "sweep", "diversity and quality of methods over γ and temperature: Coverage, Dominance",
          ["switchgen sweep lab",
           "switchgen sweep lab sweep.prompts=10 sweep.samples=8 'sweep.splits=[dev]'"])  # fmt: skip
@@ -75,19 +74,20 @@ def build_parser() -> argparse.ArgumentParser:
     segments = _add(verbs, "segments", "the same questions with other segment lengths",
                     ["switchgen segments lab", "switchgen segments lab --tokens 10 50 100 --ends sentence p@0.3 h@1.5",
                      "switchgen segments lab 'evaluate.policies=[switcher]' evaluate.limit=50"])  # fmt: skip
-    segments.add_argument("--tokens", nargs="*", type=_positive, default=[10, 25, 50, 100], metavar="N",
-                          help="lengths in tokens (default: %(default)s)")  # fmt: skip
-    segments.add_argument("--ends", nargs="*", type=_segment_end, metavar="END", default=["sentence", "line", "p@0.3"],
-                          help="adaptive segments: sentence, line, or where the writer is unsure: p@γ, h@γ "
-                          "(default: %(default)s)")  # fmt: skip
+    _add_list(segments, "--tokens", [10, 25, 50, 100], "N", "lengths in tokens; none: only --ends", nargs="*",
+              type=_positive)  # fmt: skip
+    _add_list(segments, "--ends", ["sentence", "line", "p@0.3"], "END",
+              "adaptive segments: sentence, line, or where the writer is unsure: p@γ, h@γ; none: only --tokens",
+              nargs="*", type=_segment_end)  # fmt: skip
     _add_workers(segments, "evaluate")
     safety = _add(verbs, "safety", "prompts to refuse: refusal rates under policies and constraints",
                   ["switchgen safety my-ladder.yaml --prompts harmful.jsonl",
                    "switchgen safety my-ladder.yaml --prompts harmful.jsonl --quality --limit 200"])  # fmt: skip
-    safety.add_argument("--prompts", type=Path, metavar="FILE", help='lines of {"input": "…"}, with '
-                        '"should_refuse": false where a refusal would be too much')  # fmt: skip
+    safety.add_argument("--prompts", type=Path, required=True, metavar="FILE", help='prompts that should be refused: '
+                        'lines of {"input": "…"}, with "should_refuse": false where a refusal would be too '
+                        "much")  # fmt: skip
     safety.add_argument("--quality", action="store_true", help="evaluate the recipe's tasks under each constraint, too")
-    safety.add_argument("--limit", type=_positive, metavar="N", help="prompts")
+    safety.add_argument("--limit", type=_positive, metavar="N", help="only the first N prompts")
     _add_workers(safety, "evaluate")
     harness = _add(verbs, "lm-eval", "tasks of lm-evaluation-harness on a pool and a policy",
                    ["switchgen lm-eval lab --policy random --include-path my-tasks --tasks my_task",
@@ -123,6 +123,15 @@ def _add(
     return parser
 
 
+def _add_list(
+    parser: argparse.ArgumentParser, option: str, default: list[Any], metavar: str, what: str, **settings: Any
+) -> None:
+    """An option of several values."""
+    shown = " ".join(map(str, default))
+    settings = {"nargs": "+", "default": default, "metavar": metavar, **settings}
+    parser.add_argument(option, help=f"{what} (default: {shown})", **settings)
+
+
 def _add_workers(parser: argparse.ArgumentParser, section: str, what: str = "processes") -> None:
     parser.add_argument("--workers", type=_positive, metavar="N", help=f"{what} (default: {section}.workers)")
     parser.add_argument("--executor", choices=["local", "ray"],
@@ -141,12 +150,12 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, metavar="X.jsonl",
                         help='lines of {"input": "…"} or {"messages": […]}')  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="Y.jsonl", help="where the responses go")
-    parser.add_argument("--policy", metavar="P", help="switcher, untuned, random, or a candidate's name "
-                        "(default: infer.policy)")  # fmt: skip
+    parser.add_argument("--policy", metavar="P", help="who writes: switcher, untuned, random, a candidate's name, "
+                        "baco-p@0.3, majority@3, … (default: infer.policy)")  # fmt: skip
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N lines")
     parser.add_argument("--format", choices=["switchgen", "released"],
                         help="released also writes generation_log (default: infer.format)")  # fmt: skip
-    parser.add_argument("--seed", type=int, help="run seed (default: infer.seed)")
+    parser.add_argument("--seed", type=int, metavar="N", help="run seed (default: infer.seed)")
     parser.add_argument("--unordered", action="store_true", help="write lines as they finish, not in input order")
     parser.add_argument("--strict", action="store_true", help="rows beyond the context are an error")
 
@@ -155,8 +164,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", nargs="+", choices=["tiny", "small", "8b"], default=[], metavar="SIZE",
                         help="tiny (6 M parameters a model), small (67 M), 8b (CUDA only)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a small table, in minutes")
-    parser.add_argument("--cases", metavar="abd", help="a: one candidate by generate; b: the loop with one candidate; "
-                        "c: random choice; d: LM switcher; e: the released way; f: rollouts")  # fmt: skip
+    parser.add_argument("--cases", metavar="abd", help="some of: a: one candidate by generate; b: the loop with one "
+                        "candidate; c: random choice; d: LM switcher; e: the released way; f: rollouts")  # fmt: skip
     parser.add_argument("--rows", type=_positive, metavar="N", help="rows in flight, for a cell of your own")
     parser.add_argument("--new-tokens", type=_positive, nargs="+", default=[], metavar="N", help="response length")
     parser.add_argument("--written", type=int, default=0, metavar="N", help="tokens there already, read before timing")
@@ -182,11 +191,11 @@ def _add_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="P", help="who writes (default: infer.policy)")
     parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="tasks or groups, as lm-eval calls them")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with tasks of your own (YAML)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="documents a task")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N documents of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt (default: the task's)")
     parser.add_argument("--mc", type=_positive, metavar="N", help="estimate the likelihood of texts longer than a "
                         "segment from N sequences of writers (default: they are refused)")  # fmt: skip
-    parser.add_argument("--seed", type=int, help="run seed (default: infer.seed)")
+    parser.add_argument("--seed", type=int, metavar="N", help="run seed (default: infer.seed)")
     parser.add_argument("--log-samples", action="store_true", help="keep every document's answers in the results")
 
 

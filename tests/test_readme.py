@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from switchgen.commandline import build_parser
+from switchgen.commandline import build_parser, parse_with_settings
 from switchgen.config import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,10 +69,9 @@ def blocks_in(*languages: str) -> list[pytest.param]:
 
 def check_switchgen_command(words: list[str], folder: Path) -> None:
     """The front door takes the command, and its recipe (shipped, or shown in a document) loads with its overrides."""
-    arguments, rest = build_parser().parse_known_args(words)
-    assert [word for word in rest if word.startswith("-") or "=" not in word] == []
+    arguments = parse_with_settings(build_parser(), words)
     recipe = folder / arguments.recipe
-    load_recipe(str(recipe) if recipe.exists() else arguments.recipe, [*arguments.overrides, *rest])
+    load_recipe(str(recipe) if recipe.exists() else arguments.recipe, arguments.overrides)
 
 
 @pytest.fixture
@@ -137,7 +136,8 @@ def test_what_is_named_in_passing_exists(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     for verb in re.findall(r"`switchgen ([a-z-]+)", prose):
-        build_parser().parse_known_args([verb, "RECIPE", "--input", "X", "--output", "Y"])  # exits on an unknown verb
+        # Exits on an unknown verb.
+        build_parser().parse_known_args([verb, "RECIPE", "--input", "X", "--output", "Y", "--prompts", "Z"])
     links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", prose) if "://" not in link]
     # `rollout/summary.json` and the like are in a run folder: of the stages, only code is ours.
     paths = re.findall(r"`(?:\./)?((?:configs|data|tests|scripts|docs)/[\w./-]*)`", prose)
