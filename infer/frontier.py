@@ -1,4 +1,4 @@
-"""Coverage and Dominance of methods on diversity × quality planes (METHOD §2), with bootstrap intervals over prompts.
+"""Coverage and Dominance of methods on diversity × quality planes (arXiv 2511.05650), with bootstrap intervals.
 
 A method is a curve of operating points (one per γ or temperature). On every plane both axes are scaled to 0–1 over all
 points of all methods, larger meaning better.

@@ -16,7 +16,7 @@ def mean_log_probs(candidate: Candidate, queries: Sequence[Query], outputs: Sequ
     """Mean log-probability (nats per token) of each response under a candidate, at temperature 1.
 
     (1/T) Σ log p(y_t | query, y_<t), the response tokenized as a text by itself, end of text not counted. It is the
-    quality axis of BACo's planes where no reward model is at hand (METHOD §2): minus the log of the perplexity.
+    quality axis of BACo's planes where no reward model is at hand (arXiv 2511.05650): minus the log of the perplexity.
 
     Returns:
         One figure per response, at most 0; None for an empty response or one beyond the context.

@@ -1,4 +1,4 @@
-"""Frequency and treatment effect of speaker sequences (METHOD §1, analyses of the paper).
+"""Frequency and treatment effect of speaker sequences (arXiv 2510.09913, analyses of the paper).
 
 A response *contains* a sequence if the sequence's writers wrote consecutive segments of it. The effect of a sequence is
 the mean score of the responses that contain it minus the mean of those that do not, task by task; tasks are weighted by

@@ -1,4 +1,4 @@
-"""`switchgen sweep`: methods x operating points on diversity x quality planes (BACo's evaluation, METHOD §2).
+"""`switchgen sweep`: methods x operating points on diversity x quality planes (BACo's evaluation, arXiv 2511.05650).
 
     RUN/sweep/
       responses/<split>/<policy>-t<temperature>.jsonl   what was written; a line as soon as it is finished

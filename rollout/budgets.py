@@ -40,7 +40,7 @@ class Budget(Protocol):
 
 @dataclass(frozen=True)
 class UniformBudget:
-    """`completions` each, at once (METHOD §1)."""
+    """`completions` each, at once (arXiv 2510.09913)."""
 
     completions: int
 

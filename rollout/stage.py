@@ -1,4 +1,4 @@
-"""`switchgen rollout`: states, branches, completions, scores, labels (METHOD §1, labels from rollouts).
+"""`switchgen rollout`: states, branches, completions, scores, labels (arXiv 2510.09913, labels from rollouts).
 
     RUN/rollout/
       labels-<worker>.jsonl    one record per labelled state, written as soon as it is done (records.label_record)

@@ -80,7 +80,7 @@ RELEASED = SwitcherFormat(
     "The answer is model ",
     forged=re.compile(r"<(?=\\*\s*model\s+\d+\s+(?:begins|ends)\s*>)", re.IGNORECASE),
 )
-"""The format of the paper's code and its published switchers (METHOD §1)."""
+"""The format of the paper's code and its published switchers (arXiv 2510.09913)."""
 
 COMPACT = SwitcherFormat(
     name="compact",

@@ -90,7 +90,7 @@ def label_record(
     confidence: float | None = None,
     round_index: int = 0,
 ) -> dict[str, Any]:
-    """One labelled state (METHOD §1, labels from rollouts).
+    """One labelled state (arXiv 2510.09913, labels from rollouts).
 
     Args:
         state_id: unique over the rollout.

@@ -38,8 +38,8 @@ class _Pen:
 class TokenLoop:
     """Writes rows with a token router; same contract as `loop.Loop`.
 
-    Word boundaries (METHOD §2): the writer of the previous token samples; if its token goes on with a word it stands,
-    else the router is asked, and if it picks the other model that one samples with the same random number.
+    Word boundaries (docs/baco.md): the writer of the previous token samples; if its token goes on with a word it
+    stands, else the router is asked, and if it picks the other model that one samples with the same random number.
     """
 
     def __init__(self, pool: Pool, policy: RouterPolicy, decoding: DecodingConfig, *, max_rows: int = 64) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from script_modules import load_script
 
 from switchgen.commandline import build_parser, parse_with_settings
 from switchgen.config import Recipe, load_recipe
@@ -145,6 +146,13 @@ def test_what_is_named_in_passing_exists(document: Path) -> None:
     missing = [link for link in links if not (document.parent / link).exists()]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
+
+
+def test_the_page_of_fields_is_the_recipe_s() -> None:
+    """Made anew by `python scripts/recipe_fields.py`; every field says what it is for."""
+    page = load_script("recipe_fields").page()
+    assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == page
+    assert [line for line in page.splitlines() if line.endswith("|  |")] == []
 
 
 def test_the_readme_shows_the_two_commands_and_a_python_example() -> None:

@@ -47,7 +47,7 @@ OWNED_ARGUMENTS = {
     "use_cpu": "use the base's device",
 }
 
-# METHOD §1, training: the defaults of the later toolkit (MoCo).
+# The defaults of the later toolkit (MoCo).
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "lr_scheduler_type": "cosine",

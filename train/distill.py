@@ -1,4 +1,4 @@
-"""Distillation: what the candidates write together becomes SFT data for one of them (METHOD §1, distillation).
+"""Distillation: what the candidates write together becomes SFT data for one of them (arXiv 2510.09913, distillation).
 
     RUN/distill-data/responses.jsonl   the collaboration's responses, scored
     RUN/distilled/                     the student: a whole model, or an adapter (`distill.lora`)

@@ -1,4 +1,4 @@
-"""The switcher's fit: labels from rollouts → a LoRA adapter in RUN/switcher (METHOD §1, training).
+"""The switcher's fit: labels from rollouts → a LoRA adapter in RUN/switcher (arXiv 2510.09913, training).
 
 `switchgen train RECIPE` runs it in one process. Under a launcher this file is the script:
 

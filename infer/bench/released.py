@@ -1,4 +1,4 @@
-"""Case (e): the released algorithm's way, for comparison (METHOD §3; written by us, from its description).
+"""Case (e): the released algorithm's way, for comparison (written by us, from its description).
 
 All rows go through rounds together. In every round the whole prompt of every row is made as text, tokenized and read
 again: by the switcher, which samples up to 50 tokens in which a digit is looked for, and by the chosen candidate, which

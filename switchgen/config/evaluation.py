@@ -12,9 +12,9 @@ from switchgen.config.section import Section
 class InferConfig(Section):
     """Defaults of `switchgen infer`."""
 
-    policy: str = "switcher"
-    seed: int = 0
-    format: Literal["switchgen", "released"] = "switchgen"
+    policy: str = Field("switcher", description="who writes")
+    seed: int = Field(0, description="run seed")
+    format: Literal["switchgen", "released"] = Field("switchgen", description="released: generation_log, too")
     workers: int = Field(1, ge=1, description="processes")
 
 
@@ -32,7 +32,7 @@ class JudgeConfig(Section):
     """A judge behind an OpenAI-compatible endpoint, for tasks of the metric `judge`."""
 
     url: str = Field(description="base URL, e.g. http://localhost:8000/v1")
-    model: str
+    model: str = Field(description="what the endpoint calls the model")
     key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key, if one is needed")
     prompt: str = Field(
         "Rate how well the response answers the query, from 0 (not at all) to 10 (perfectly): is it right, helpful, "
@@ -44,7 +44,7 @@ class JudgeConfig(Section):
     max_tokens: int = Field(512, ge=1, description="tokens of the judge's answer")
     parallel: int = Field(8, ge=1, description="requests at a time")
     timeout: float = Field(120.0, gt=0, description="seconds a request")
-    retries: int = Field(4, ge=0)
+    retries: int = Field(4, ge=0, description="how often a request is sent again")
 
     @field_validator("prompt")
     @classmethod
@@ -57,17 +57,17 @@ class JudgeConfig(Section):
 class EvaluateConfig(Section):
     """Tasks x policies x run seeds."""
 
-    policies: list[str] = Field(["random", "switcher"], min_length=1)
+    policies: list[str] = Field(["random", "switcher"], min_length=1, description="policies by name")
     baselines: bool = Field(False, description="all baselines, too (docs/baselines.md)")
     leave_one_out: list[str] = Field(
         [], description="policies that are evaluated without each candidate, too: switcher~pretrained and so on"
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="run seeds: sampling only")
-    split: str = "test"
+    split: str = Field("test", description="which split of the tasks the questions come from")
     limit: int | None = Field(None, ge=1, description="questions a task")
     against: str | None = Field(None, description="policy that comparisons are made against; default: the best single")
     reward_model: str | None = Field(None, description="for tasks scored by a reward model: folder or hub name")
-    judge: JudgeConfig | None = None
+    judge: JudgeConfig | None = Field(None, description="for tasks of the metric judge")
     workers: int = Field(1, ge=1, description="processes")
 
     @field_validator("policies", "seeds")
@@ -137,7 +137,7 @@ class SweepConfig(Section):
     splits: list[str] = Field(["dev", "test"], min_length=1, description="choices are made on dev, figures are test's")
     prompts: int = Field(30, ge=2, description="prompts a task and split")
     samples: int = Field(20, ge=2, description="responses a prompt")
-    seed: int = 0
+    seed: int = Field(0, description="run seed of the responses")
     equivalence: str = Field(
         "auto",
         description="which responses are one kind: answer (equal answers, tasks with a marker), embedding, or your own "

@@ -33,7 +33,7 @@ class RacingConfig(Section):
 
 
 class RolloutConfig(Section):
-    """States, branches, completions, labels (METHOD: labels from rollouts)."""
+    """States, branches, completions, labels (docs/rollout.md)."""
 
     split: str = Field("train", description="which split of the tasks the questions come from")
     queries: int = Field(300, ge=1, description="questions, spread evenly over the tasks")
@@ -42,7 +42,7 @@ class RolloutConfig(Section):
     budget: Literal["uniform", "racing"] = Field(
         "uniform", description="the same number for every branch (paper), or where it can change the label"
     )
-    racing: RacingConfig = RacingConfig()
+    racing: RacingConfig = Field(RacingConfig(), description="with the racing budget")
     branch: Literal["shared", "fresh"] = Field(
         "shared", description="each candidate's segment: one for all its completions (paper), or a new one for each"
     )
@@ -50,7 +50,7 @@ class RolloutConfig(Section):
     policy: str = Field(
         "random", description="who writes prefixes and completions: random, or switcher in a later round"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of questions, cuts and sampling")
     reward_model: str | None = Field(None, description="for tasks scored by a reward model: folder or hub name")
     workers: int = Field(1, ge=1, description="processes")
     rounds: int = Field(
@@ -70,16 +70,18 @@ class RolloutConfig(Section):
 class LoraSection(Section):
     """PEFT LoRA."""
 
-    r: int = Field(64, ge=1)
-    alpha: int = Field(16, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    target_modules: list[str] | str = Field(["q_proj", "k_proj", "v_proj", "o_proj"])
+    r: int = Field(64, ge=1, description="rank")
+    alpha: int = Field(16, ge=1, description="the update is scaled by alpha / r")
+    dropout: float = Field(0.1, ge=0, lt=1, description="on the adapter's input")
+    target_modules: list[str] | str = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"], description="layers that get an adapter, or all-linear"
+    )
 
 
 class TrainConfig(Section):
     """The switcher's fit."""
 
-    lora: LoraSection | None = LoraSection()
+    lora: LoraSection | None = Field(LoraSection(), description="the adapter; a switcher has one")
     labels: Literal["argmax", "soft"] = Field("argmax", description="hard labels (paper), or softmax(mean / tau)")
     tau: float = Field(0.1, gt=0, description="temperature of soft labels, in units of the score")
     min_margin: float = Field(0.0, ge=0, description="states whose best and second best differ by less are left out")
@@ -88,7 +90,7 @@ class TrainConfig(Section):
     )
     held_out: float = Field(0.15, ge=0, lt=1, description="share of the questions kept for measuring label accuracy")
     max_length: int = Field(4096, ge=16, description="tokens; longer traces lose their middle")
-    seed: int = 0
+    seed: int = Field(0, description="of the adapter's first weights and the order of examples")
     args: dict[str, Any] = Field({}, description="passed to trl.SFTConfig as they are")
 
 
@@ -97,12 +99,12 @@ class DistillConfig(Section):
 
     base: str | None = Field(None, description="the student: a candidate's name; default: the last candidate")
     policy: str = Field("switcher", description="whose responses the student learns from")
-    split: str = "train"
+    split: str = Field("train", description="which split of the tasks the questions come from")
     queries: int = Field(600, ge=1, description="questions, spread evenly over the tasks")
     samples: int = Field(2, ge=1, description="responses a question")
     min_score: float = Field(1.0, description="responses scored below are filtered out")
     workers: int = Field(1, ge=1, description="processes that write the responses")
     lora: LoraSection | None = Field(None, description="LoRA settings; null trains all weights")
-    seed: int = 0
-    max_length: int = Field(2048, ge=16)
+    seed: int = Field(0, description="of questions, sampling and the fit")
+    max_length: int = Field(2048, ge=16, description="tokens; longer responses are left out")
     args: dict[str, Any] = Field({}, description="passed to trl.SFTConfig as they are")

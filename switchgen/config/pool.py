@@ -42,7 +42,7 @@ class CandidateConfig(Section):
         "transformers", description="in this process; or behind servers, then `model` is the tokenizer"
     )
     server: RemoteConfig | None = Field(None, description="for engine: openai")
-    dtype: Dtype = "auto"
+    dtype: Dtype = Field("auto", description="auto: as saved; half precision becomes float32 on a CPU")
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
     device_map: str | dict[str, int | str] | None = Field(None, description="accelerate's device map, for big models")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="bitsandbytes; CUDA only")
@@ -106,10 +106,10 @@ class SwitcherConfig(Section):
     )
     temperature: float = Field(1.0, gt=0, description="flattens (> 1) or sharpens (< 1) the probabilities")
     top_p: float = Field(0.9, gt=0, le=1, description="the writer is drawn from this nucleus; near 0 means argmax")
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
+    dtype: Dtype = Field("auto", description="as a candidate's; auto: the base candidate's own")
+    device: str = Field("auto", description="as a candidate's; auto: the base candidate's own")
+    revision: str | None = Field(None, description="hub revision of a base that is no candidate")
+    trust_remote_code: bool = Field(False, description="run the repository's own code, for a base that is no candidate")
 
 
 class RouterConfig(Section):
@@ -156,7 +156,7 @@ class GuardConfig(Section):
 class PolicyConfig(Section):
     """Constraints on policies that choose."""
 
-    guard: GuardConfig | None = None
+    guard: GuardConfig | None = Field(None, description="bars candidates by the prompt (docs/analyses.md)")
 
 
 class EngineConfig(Section):

@@ -17,16 +17,16 @@ from switchgen.config.tasks import TaskConfig
 class TrackingConfig(Section):
     """wandb; off by default."""
 
-    wandb: bool = False
-    project: str = "switchgen"
-    name: str | None = None
+    wandb: bool = Field(False, description="log fits to wandb (extra `wandb`)")
+    project: str = Field("switchgen", description="wandb project")
+    name: str | None = Field(None, description="wandb run; default: the recipe's name")
 
 
 class LabConfig(Section):
     """The small ladder that is trained from scratch."""
 
     seed: int = Field(0, ge=0, description="world seed: a new world, ladder and all stages")
-    size: Literal["small", "tiny"] = "small"
+    size: Literal["small", "tiny"] = Field("small", description="tiny: for tests; it learns little")
     rebuild: bool = Field(False, description="train even where a ready ladder is shipped (seed 0, small)")
 
 

@@ -12,18 +12,22 @@ from switchgen.config.section import Section
 class TaskConfig(Section):
     """One task: a shipped task's name (a plain string will do), a file, or a hub data set."""
 
-    shipped: str | None = None
-    file: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    name: str | None = None
-    split: str = "test"
-    limit: int | None = Field(None, ge=1)
-    metric: str | None = None
-    prompt: str | None = None
-    marker: str | None = None
-    strict: bool | None = None
-    fields: dict[str, str] | None = None
+    shipped: str | None = Field(None, description="a shipped task's name (docs/scoring.md)")
+    file: str | None = Field(None, description="a .json, .jsonl or .parquet file")
+    hub: str | None = Field(None, description="a data set: a hub name or a local folder")
+    config: str | None = Field(None, description="which configuration of the data set")
+    name: str | None = Field(None, description="how results call it; default: the file's or the data set's name")
+    split: str = Field("test", description="for `doctor`; the stages name theirs: rollout.split, evaluate.split, …")
+    limit: int | None = Field(None, ge=1, description="the first rows that have an answer")
+    metric: str | None = Field(None, description="what a response is worth; default: what the file says or holds")
+    prompt: str | None = Field(
+        None, description="the query's text, with the row's fields in braces: {input}, {choices}"
+    )
+    marker: str | None = Field(None, description="what announces the final answer, e.g. 'Answer:'")
+    strict: bool | None = Field(None, description="whether a response without the marker is wrong")
+    fields: dict[str, str] | None = Field(
+        None, description="for rows under other names: {input: column, output: column}"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TaskConfig:

@@ -31,7 +31,7 @@ class FixedPolicy:
 
 
 class RandomPolicy:
-    """Uniformly random switching (METHOD §1: prefixes and completions of the rollouts)."""
+    """Uniformly random switching (arXiv 2510.09913: prefixes and completions of the rollouts)."""
 
     engine = None
     name = "random"

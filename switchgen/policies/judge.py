@@ -1,4 +1,4 @@
-"""JUDGE: an external model decides who writes the next word (METHOD §2; the paper's worst and slowest, for comparison).
+"""JUDGE: an external model decides who writes the next word (arXiv 2511.05650; its worst and slowest rule).
 
 At every word boundary the judge reads the query and the response so far and is asked for a number, 0 for the base and 1
 for the aligned model; the likelier of the two label tokens decides. Its context only grows: the question is rewound

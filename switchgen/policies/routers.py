@@ -1,4 +1,4 @@
-"""BACo: a base and an aligned model, routed token by token (arXiv 2511.05650; METHOD §2).
+"""BACo: a base and an aligned model, routed token by token (arXiv 2511.05650).
 
 P(y_t) = w P_base + (1 - w) P_aligned with w in {0, 1}: both models see every token, a router picks one, the token is
 sampled from the picked model. No training.

@@ -15,7 +15,7 @@ from switchgen.sampling import choose_nucleus
 
 
 class SwitcherPolicy:
-    """p = softmax over the label tokens' logits; the writer is drawn from p's nucleus (METHOD §1, inference).
+    """p = softmax over the label tokens' logits; the writer is drawn from p's nucleus (arXiv 2510.09913, inference).
 
     Args:
         temperature: divides the logits before the softmax.

@@ -76,7 +76,7 @@ def uncached(pool: Pool, query: Query, ids: list[int], *, ban: bool = True) -> l
 
 
 def route(pair: Pool, query: Query, pick: Pick) -> tuple[list[int], list[int]]:
-    """Tokens and their writers under a rule, with METHOD's word boundaries: a token that goes on with a word stands."""
+    """Tokens and their writers under a rule; as in the loop, a token that goes on with a word stands."""
     vocabulary, stop = pair.candidates[0].vocabulary, pair.candidates[0].engine.stop_ids
     seed = torch.tensor([derive_seed(SEED, query.id, "response", 0)])
     ids: list[int] = []

@@ -31,7 +31,7 @@ from switchgen.vocabulary import Vocabulary
 
 WHITE = (b" ", b"\n", b"\t", b"\r")
 BORDER = 1e-4
-"""A draw this close to a decision border may fall on either side in float32 (DESIGN.md)."""
+"""A draw this close to a decision border may fall on either side in float32."""
 
 
 @dataclass

@@ -101,7 +101,7 @@ def test_random_router_follows_its_number() -> None:
 
 
 def _stated(name: str, base: np.ndarray, aligned: np.ndarray, number: float) -> str:
-    """The rules as METHOD §2 states them, one row, in numpy."""
+    """The rules as the paper states them, one row, in numpy."""
     rule, _, gamma = name.partition("@")
     threshold = float(gamma) if gamma else math.nan
     parts = rule.removeprefix("baco-").split("-")
