@@ -98,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
          ["switchgen doctor lab", "switchgen doctor my-ladder.yaml engine.max_rows=128"])  # fmt: skip
     bench = _add(verbs, "bench", "what switching costs on this machine, with random weights",
                  ["switchgen bench --quick", "switchgen bench --size tiny",
-                  "switchgen bench --size small --cases d --rows 64 --new-tokens 512 --repeats 5",
+                  "switchgen bench --size small --cases d --rows 64 --queries 96 --new-tokens 512 --repeats 5",
+                  "switchgen bench --rows 4 --new-tokens 512 1024 2048 4096 --cases ad --repeats 1 --no-limit",
                   "switchgen bench --memory --queries 10000 --rows 64", "switchgen bench --size 8b"],
                  recipe=False)  # fmt: skip
     _add_bench(bench)
@@ -171,6 +172,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--written", type=int, default=0, metavar="N", help="tokens there already, read before timing")
     parser.add_argument("--queries", type=_positive, metavar="N", help="queries in all (default: as many as rows)")
     parser.add_argument("--repeats", type=_positive, metavar="N", help="interleaved repeats of every case")
+    parser.add_argument("--no-limit", action="store_true", help="leave out L and the rates that it takes")
     parser.add_argument("--memory", action="store_true", help="instead: does memory grow over many short queries?")
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads (default: 1)")
     parser.add_argument("--device", default="", metavar="D", help="cpu, cuda, cuda:1 (default: cuda for 8b, else cpu)")

@@ -126,6 +126,7 @@ def cells_of(
     written: int = 0,
     queries: int | None = None,
     repeats: int | None = None,
+    limited: bool = True,
 ) -> list[Cell]:
     """The cells that the command line means: a part of the table, or one of its own.
 
@@ -145,7 +146,7 @@ def cells_of(
                 f"bench: unknown case {unknown[0]!r}; allowed: {', '.join(sorted({name[0] for name in CASES}))}"
             )
         chosen = [replace(cell, cases=cases) for cell in chosen]
-    chosen = [replace(cell, repeats=repeats) for cell in chosen] if repeats else chosen
+    chosen = [replace(cell, repeats=repeats or cell.repeats, limited=limited and cell.limited) for cell in chosen]
     for cell in chosen:
         # Rates are measured by writing a segment and reading one; rollouts need a prefix, a branch and a rest.
         least = cell.written + (2 + ("f" in cell.cases)) * cell.segment
@@ -172,6 +173,7 @@ def main(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
             written=arguments.written,
             queries=arguments.queries,
             repeats=arguments.repeats,
+            limited=not arguments.no_limit,
         )
     )
     torch.set_num_threads(arguments.threads)

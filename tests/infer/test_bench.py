@@ -77,6 +77,7 @@ def test_cells() -> None:
     assert cells_of(quick=True, sizes=["small"])[0].size == "small"
     (cell,) = cells_of(sizes=["tiny"], rows=3, new_tokens=[200], cases="b", repeats=2)
     assert (cell.rows, cell.new_tokens, cell.cases, cell.repeats, cell.total) == (3, 200, "b", 2, 3)
+    assert cell.limited and not any(cell.limited for cell in cells_of(limited=False))
 
 
 @pytest.mark.parametrize(
