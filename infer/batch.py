@@ -27,6 +27,7 @@ from switchgen.api import response_seed
 from switchgen.assembly import Writer, check_writers, load_writers
 from switchgen.config import InferConfig
 from switchgen.errors import ConfigError, DataError
+from switchgen.progress import progress
 from switchgen.records import released_log, response_record
 from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage, lock
@@ -39,7 +40,6 @@ from switchgen.workers import (
     do_shares,
     gather_shards,
     num_workers_of,
-    progress,
     shard_folder,
     split,
     wait_for_leftovers,

@@ -41,7 +41,7 @@ def main(
         ConfigError: the harness is missing, no task, or one that it does not know.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("lm-evaluation-harness is missing; install it with `pip install switchgen[lm-eval]`")
+        raise ConfigError("lm-evaluation-harness is missing; install it with `pip install 'switchgen[lm-eval]'`")
     if not tasks:
         raise ConfigError("lm-eval: no tasks; name them, e.g. --tasks gsm8k arc_challenge")
     if include_path is not None and not include_path.is_dir():

@@ -20,6 +20,7 @@ from switchgen.api import response_seed
 from switchgen.assembly import Writer, fingerprint, is_own_model, load_writers
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import content_hash
+from switchgen.progress import progress
 from switchgen.records import SCHEMA, response_record
 from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage
@@ -32,7 +33,6 @@ from switchgen.workers import (
     Stopwatch,
     do_shares,
     gather_shards,
-    progress,
     shard_folder,
     split,
     wait_for_leftovers,

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from infer.batch import check_conversations
 from infer.claims import response_claim
@@ -23,6 +21,7 @@ from switchgen.api import response_seed
 from switchgen.assembly import DISTILLED, Writer, load_writers, set_threads
 from switchgen.candidates import Pool
 from switchgen.errors import ConfigError
+from switchgen.progress import progress
 from switchgen.records import SCHEMA, usage_of
 from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage
@@ -134,25 +133,31 @@ def write_missing(run: Run, split: str, points: Sequence[Point], prompts: Sequen
         if responses_file(run, split, point).is_file():
             with Shard(responses_file(run, split, point)) as shard:
                 done = shard.done
-        wanted = [(prompt, sample) for prompt in prompts for sample in range(samples)]
-        missing[point] = [ask for ask in wanted if _id(*ask) not in done]
+        asks = [(prompt, sample) for prompt in prompts for sample in range(samples)]
+        missing[point] = [ask for ask in asks if _id(*ask) not in done]
     total = sum(map(len, missing.values()))
     if not total:
         logger.info("sweep: all responses of split %s are written already", split)
         return
-    with tqdm(total=len(points) * len(prompts) * samples, initial=len(points) * len(prompts) * samples - total,
-              unit="response", desc=f"sweep {split}", disable=None) as bar:  # fmt: skip
+    wanted = len(points) * len(prompts) * samples
+    with progress(f"sweep {split}", total=wanted, done=wanted - total, unit="response") as advance:
         for point, asks in missing.items():
             if asks:
-                bar.set_postfix_str(point.key, refresh=False)
-                _write(run, split, point, asks, writers[point.policy], bar)
+                _write(run, split, point, asks, writers[point.policy], advance)
 
 
 def _id(prompt: Prompt, sample: int) -> str:
     return f"{prompt.id}#{sample}"
 
 
-def _write(run: Run, split: str, point: Point, asks: Sequence[tuple[Prompt, int]], writer: Writer, bar: Any) -> None:
+def _write(
+    run: Run,
+    split: str,
+    point: Point,
+    asks: Sequence[tuple[Prompt, int]],
+    writer: Writer,
+    advance: Callable[[int], None],
+) -> None:
     seed = run.recipe.sweep.seed
     queries = [replace(prompt.query, fields={"ask": index}) for index, (prompt, _) in enumerate(asks)]
     check_conversations(writer, queries)
@@ -169,7 +174,7 @@ def _write(run: Run, split: str, point: Point, asks: Sequence[tuple[Prompt, int]
             prompt, sample = asks[row.trace.query.fields["ask"]]
             shard.append(_record(point, prompt, sample, row.trace, writer.pool.names, now - last))
             last = now
-            bar.update()
+            advance(row.trace.num_tokens)
 
 
 def _record(point: Point, prompt: Prompt, sample: int, trace: Trace, names: Sequence[str], seconds: float) -> JSON:

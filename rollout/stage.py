@@ -25,9 +25,10 @@ from typing import Any
 from rollout.questions import MAY_GROW, Question, check, dependencies, load_tasks, pick_questions
 from rollout.summary import summarize
 from rollout.workers import LabelWork, label_share
+from switchgen.progress import progress
 from switchgen.records import read_records
 from switchgen.rundir import Run, Shard, claim_stage, lock, write_json
-from switchgen.workers import Share, Spent, do_shares, num_workers_of, progress, split, wait_for_leftovers
+from switchgen.workers import Share, Spent, do_shares, num_workers_of, split, wait_for_leftovers
 
 logger = logging.getLogger("switchgen")
 

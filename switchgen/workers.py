@@ -25,8 +25,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from tqdm import tqdm
-
 from switchgen.errors import ConfigError, SwitchgenError
 from switchgen.ids import share_of
 from switchgen.records import read_records
@@ -138,26 +136,6 @@ def gather_shards(folder: Path, target: Path) -> None:
         path.unlink()
     with storage(shards):
         shutil.rmtree(shards, ignore_errors=True)
-
-
-@contextmanager
-def progress(label: str, *, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """One bar for all workers; yields what advances it by one, given the tokens that were written for it."""
-    with tqdm(total=total, initial=done, unit=unit, desc=label, disable=None) as bar:
-        started: float | None = None
-        tokens = 0
-
-        def advance(count: int) -> None:
-            nonlocal started, tokens
-            now = time.monotonic()
-            if started is None:
-                started = now
-            else:
-                tokens += count
-                bar.set_postfix_str(f"{tokens / max(now - started, 1e-9):.0f} tokens/s", refresh=False)
-            bar.update()
-
-        yield advance
 
 
 def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:

@@ -18,6 +18,7 @@ from switchgen.candidates import prompt_style
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import derive_seed
+from switchgen.progress import progress
 from switchgen.prompts import chat_prompt_ids, plain_prompt_ids
 from switchgen.records import read_records, response_record
 from switchgen.rows import Row
@@ -34,7 +35,6 @@ from switchgen.workers import (
     Stopwatch,
     do_shares,
     gather_shards,
-    progress,
     shard_folder,
     split,
     wait_for_leftovers,
