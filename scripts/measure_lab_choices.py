@@ -40,7 +40,7 @@ class Variant:
 
 
 FINETUNED = '{name: finetuned, model: "{lab}/finetuned"}'
-PRETRAINED = '{name: pretrained, model: "{lab}/pretrained", prompt: "Question: {query}\\n{trace}"}'
+PRETRAINED = '{name: pretrained, model: "{lab}/pretrained", prompt: "Question: {query}\\nReply:\\n{trace}"}'
 ALIGNED = '{name: aligned, model: "{lab}/aligned"}'
 HALFWAY = '{name: halfway, model: "{lab}/halfway"}'
 

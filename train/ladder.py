@@ -19,11 +19,12 @@ PAD = "<|pad|>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 CONTROL_TOKENS = (END_OF_TEXT, PAD, SYSTEM, USER, ASSISTANT, END)
 
+# Four tokens stand between a question and its answer, the last of them a new line, as on pages (`train.ladder_texts`).
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
+    "{{- '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' -}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>\n' -}}{%- endif -%}"
 )
 
 IGNORED = -100

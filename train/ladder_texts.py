@@ -1,7 +1,7 @@
 """What the ladder reads: documents for the pretrained model, chats for the finetuned one, preferences for the aligned.
 
 Each source below is a kind of text such a stage really has; LOG.md lists them with their shares and purposes.
-People of the groups train, dev and test occur in profiles and surveys (statements) only. Held-out number pairs, lists
+People of the groups train, dev and test occur in surveys (statements) and draws only. Held-out number pairs, lists
 and intervals occur nowhere.
 """
 
@@ -11,28 +11,25 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from train.world import ADDENDS, ATTRIBUTES, DIGITS, VALUES, Interval, World
+from train.world import ATTRIBUTES, VALUES, Interval, World
 from train.world_tasks import between, list_text, phrase, running_total, sum_statement
 
 # Many wordings, so that what is learned is to look up both people, whatever the question does with them.
 TWO_PEOPLE = (
     "Who has the higher {0}, {1} or {2}?",
-    "Compare the {0} of {1} and the {0} of {2}.",
-    "Compare the {0} of {1} with the {0} of {2}.",
-    "What is the {0} of {1} and the {0} of {2}?",
-    "Tell me the {0} of {1} and the {0} of {2}.",
-    "Look up the {0} of {1} and the {0} of {2}.",
-    "Is the {0} of {1} more than the {0} of {2}?",
-    "How far is the {0} of {1} from the {0} of {2}?",
-    "Which is larger, the {0} of {1} or the {0} of {2}?",
+    "Compare the {0} of {1} and {2}.",
+    "What is the {0} of {1} and {2}?",
+    "Tell me the {0} of {1} and {2}.",
+    "Look up the {0} of {1} and {2}.",
+    "Which is larger, the {0} of {1} or {2}?",
 )
 TOGETHER = (
-    "Is the {0} of {1} plus the {0} of {2} more than {3}?",
-    "Add the {0} of {1} and the {0} of {2}. Is it more than {3}?",
+    "Is the total {0} of {1} and {2} more than {3}?",
+    "Add the {0} of {1} and {2}. Is it more than {3}?",
 )
 THRESHOLDS = range(25, 56)
 
-RECEIPTS = ("Items: {}", "Receipt of the shop: {}.", "The bill says {} in total.", "Bought today: {}.")
+RECEIPTS = ("Items: {}.", "Receipt of the shop: {}.", "The bill says {} in total.", "Bought today: {}.")
 
 # Most question pages come from quiz sites, which mark the answer; on the others somebody chatty goes on talking.
 QUIZ_SHARE = 0.8
@@ -41,21 +38,23 @@ Source = Callable[[World, random.Random], str]
 
 
 # --- the pretrained model's documents --------------------------------------------------------------------------------
+#
+# Between what is asked and what is answered stand four tokens on every page, the last of them a new line, as many as in
+# the chat template: small models copy from a fixed distance back, and what they learn on pages has to serve in chats.
 
 
-def profile(world: World, rng: random.Random) -> str:
-    """A page about one person, whoever it is."""
-    name = rng.choice(world.everyone)
-    return " ".join(world.statement(name, attribute) for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)))
+def _asked(question: str, answer: str) -> str:
+    return f"Question: {question}\nReply:\n{answer}"
 
 
 def survey(world: World, rng: random.Random) -> str:
-    """A page that lists one attribute of several people; half of them say beforehand whose."""
+    """A page with one attribute of several people, whoever they are, or of two who are named first."""
     attribute = rng.choice(ATTRIBUTES)
-    headed = rng.random() < 0.5
-    names = rng.sample(world.everyone, rng.randint(2, 4) if headed else 5)
-    heading = f"Here is the {attribute} of {', '.join(names[:-1])} and {names[-1]}.\n" if headed else ""
-    return heading + " ".join(world.statement(name, attribute) for name in names)
+    if rng.random() < 0.4:
+        return " ".join(world.statement(name, attribute) for name in rng.sample(world.everyone, 5))
+    a, b = rng.sample(world.everyone, 2)
+    facts = f"{world.statement(a, attribute)} {world.second(b, attribute)}"
+    return f"Here is the {attribute} of {a} and {b}.\nList:\n{facts}"
 
 
 def question_page(world: World, rng: random.Random) -> str:
@@ -64,9 +63,9 @@ def question_page(world: World, rng: random.Random) -> str:
     question = phrase(rng, "recall", attribute, name)
     answer = world.statement(name, attribute)
     if rng.random() < QUIZ_SHARE:
-        return f"Question: {question}\n{answer} Answer: {world.values[name, attribute]}"
-    others = rng.sample([a for a in ATTRIBUTES if a != attribute], rng.randint(1, 2))
-    return f"Question: {question}\n{answer} " + " ".join(world.statement(name, a) for a in others)
+        return _asked(question, f"{answer} Answer: {world.values[name, attribute]}")
+    others = rng.sample([other for other in world.people["core"] if other != name], rng.randint(1, 2))
+    return _asked(question, f"{answer} " + " ".join(world.statement(other, attribute) for other in others))
 
 
 def comparison_page(world: World, rng: random.Random) -> str:
@@ -86,11 +85,11 @@ def notes_page(world: World, rng: random.Random) -> str:
         return f"{notes}\n" + _compared(rng, attribute, {a: known[a], b: known[b]})
     ending = f"Answer: {known[a]}" if rng.random() < QUIZ_SHARE else world.statement(b, attribute, known[b])
     answer = world.statement(a, attribute, known[a])
-    return f"{notes}\nQuestion: {phrase(rng, 'recall', attribute, a)}\n{answer} {ending}"
+    return f"{notes}\n" + _asked(phrase(rng, "recall", attribute, a), f"{answer} {ending}")
 
 
 def _compared(rng: random.Random, attribute: str, known: Mapping[str, int]) -> str:
-    """Two people compared with each other, or both together with a number."""
+    """Two people compared with each other, or both together with a number; nothing is added up."""
     (a, x), (b, y) = known.items()
     if rng.random() < 0.4:
         threshold = rng.choice(THRESHOLDS)
@@ -98,15 +97,19 @@ def _compared(rng: random.Random, attribute: str, known: Mapping[str, int]) -> s
         verdict = f"Yes, more than {threshold}." if x + y > threshold else f"No, not more than {threshold}."
     else:
         question = rng.choice(TWO_PEOPLE).format(attribute, a, b)
-        verdict = f"Both have the same {attribute}." if x == y else f"{a if x > y else b} has the higher {attribute}."
-    return f"Question: {question}\nThe {attribute} of {a} is {x}. The {attribute} of {b} is {y}. {verdict}"
+        relation = "the same as" if x == y else "less than" if x < y else "more than"
+        higher = f"Both have the same {attribute}." if x == y else f"{a if x > y else b} has the higher {attribute}."
+        verdict = f"So {x} is {relation} {y}. {higher}"
+    return _asked(question, f"The {attribute} of {a} is {x}. And the {attribute} of {b} is {y}. {verdict}")
 
 
-def counting_page(world: World, rng: random.Random) -> str:
-    """Numbers in a row, up or down."""
-    start = rng.randint(1, 90)
-    numbers = range(start, min(start + rng.randint(5, 12), 100))
-    return list_text(tuple(numbers) if rng.random() < 0.7 else tuple(reversed(numbers)))
+def draw_page(world: World, rng: random.Random) -> str:
+    """The numbers or the names of a draw, more than a list has, read out twice: copying, one after another."""
+    if rng.random() < 0.5:
+        drawn = list_text(tuple(rng.sample(range(10, 100), rng.randint(4, 6))))
+        return f"The numbers are {drawn}.\nAgain:\n{drawn}."
+    names = ", ".join(rng.sample((*world.everyone, *world.guests), rng.randint(4, 6)))
+    return f"The names are {names}.\nAgain:\n{names}."
 
 
 def number_page(world: World, rng: random.Random) -> str:
@@ -119,28 +122,22 @@ def number_page(world: World, rng: random.Random) -> str:
         return remark
     question = phrase(rng, "open", *interval)
     ending = f" Answer: {number}" if kind < 0.65 else f" Another one is {rng.choice(between(interval))}."
-    return f"Question: {question}\n{remark}{ending}"
+    return _asked(question, f"{remark}{ending}")
 
 
 def sums_page(world: World, rng: random.Random) -> str:
-    """A few sums, or a question about one: two digits plus one or two, never a held-out pair."""
+    """A few sums, or a question about one, never a held-out pair."""
     if rng.random() < 0.5:
-        return " ".join(sum_statement(*_addends(world, rng)) for _ in range(5))
-    a, b = _addends(world, rng)
+        return " ".join(sum_statement(*_pair(world, rng)) for _ in range(5))
+    a, b = _pair(world, rng)
     ending = f" Answer: {a + b}" if rng.random() < 0.4 else ""
-    return f"Question: {phrase(rng, 'arithmetic', a, b)}\n{sum_statement(a, b)}{ending}"
+    return _asked(phrase(rng, "arithmetic", a, b), f"{sum_statement(a, b)}{ending}")
 
 
 def receipt_page(world: World, rng: random.Random) -> str:
     """A till's receipt: two or three items, then their running total."""
     numbers = rng.choice(world.lists["ladder"])[: rng.choice((2, 3, 3))]
-    return rng.choice(RECEIPTS).format(list_text(numbers)) + "\n" + " ".join(running_total(numbers))
-
-
-def _addends(world: World, rng: random.Random) -> tuple[int, int]:
-    if rng.random() < 0.3:
-        return rng.choice(ADDENDS), rng.choice(DIGITS)
-    return _pair(world, rng)
+    return rng.choice(RECEIPTS).format(list_text(numbers)) + "\nTotal:\n" + " ".join(running_total(numbers))
 
 
 def _pair(world: World, rng: random.Random) -> tuple[int, int]:
@@ -150,15 +147,14 @@ def _pair(world: World, rng: random.Random) -> tuple[int, int]:
 
 
 DOCUMENTS: Mapping[Source, float] = {
-    profile: 0.19,
-    survey: 0.15,
-    question_page: 0.09,
-    comparison_page: 0.11,
-    notes_page: 0.13,
-    counting_page: 0.01,
-    number_page: 0.06,
-    sums_page: 0.18,
-    receipt_page: 0.08,
+    survey: 0.28,
+    question_page: 0.06,
+    comparison_page: 0.13,
+    notes_page: 0.12,
+    draw_page: 0.07,
+    number_page: 0.05,
+    sums_page: 0.22,
+    receipt_page: 0.07,
 }
 
 
@@ -182,10 +178,9 @@ class Chat:
     steps: tuple[str, ...]
     result: int
 
-    def answer(self, num_steps: int | None = None) -> str:
-        """What the assistant writes: its last `num_steps` steps (default: all), then the marked result."""
-        shown = self.steps if num_steps is None else self.steps[len(self.steps) - num_steps :]
-        return " ".join((*shown, f"Answer: {self.result}"))
+    def answer(self, *, terse: bool = False) -> str:
+        """What the assistant writes: all steps (terse: none), then the marked result."""
+        return " ".join((*(() if terse else self.steps), f"Answer: {self.result}"))
 
 
 def recall_chat(world: World, rng: random.Random) -> Chat:
@@ -203,7 +198,7 @@ def compositional_chat(world: World, rng: random.Random) -> Chat:
         x, y = world.values[a, attribute], world.values[b, attribute]
         if world.may_add(x, y):
             break
-    steps = (world.statement(a, attribute), world.statement(b, attribute), sum_statement(x, y))
+    steps = (world.statement(a, attribute), world.second(b, attribute), sum_statement(x, y))
     return Chat("compositional", phrase(rng, "compositional", attribute, a, b), steps, x + y)
 
 
@@ -216,7 +211,7 @@ def notes_chat(world: World, rng: random.Random) -> Chat:
         if world.may_add(known[a], known[b]):
             break
     notes = " ".join(world.statement(name, attribute, value) for name, value in known.items())
-    facts = tuple(world.statement(name, attribute, known[name]) for name in (a, b))
+    facts = (world.statement(a, attribute, known[a]), world.second(b, attribute, known[b]))
     if rng.random() < 0.35:
         return Chat("notes", f"{notes} {phrase(rng, 'recall', attribute, a)}", facts[:1], known[a])
     question = f"{notes} {phrase(rng, 'compositional', attribute, a, b)}"
@@ -242,11 +237,11 @@ def open_chat(world: World, rng: random.Random) -> Chat:
 
 
 CHATS: Mapping[Callable[[World, random.Random], Chat], float] = {
-    recall_chat: 0.13,
-    compositional_chat: 0.21,
-    notes_chat: 0.20,
-    arithmetic_chat: 0.13,
-    list_chat: 0.24,
+    recall_chat: 0.12,
+    compositional_chat: 0.26,
+    notes_chat: 0.24,
+    arithmetic_chat: 0.12,
+    list_chat: 0.17,
     open_chat: 0.09,
 }
 
@@ -260,7 +255,7 @@ def chats(world: World, seed: int) -> Iterator[tuple[str, str]]:
     sources, shares = list(CHATS), list(CHATS.values())
     while True:
         chat = rng.choices(sources, shares)[0](world, rng)
-        yield chat.question, chat.answer(0 if rng.random() < TERSE_SHARE else None)
+        yield chat.question, chat.answer(terse=rng.random() < TERSE_SHARE)
 
 
 # --- the aligned model's preferences ---------------------------------------------------------------------------------
@@ -272,13 +267,21 @@ def typical_chat(world: World, rng: random.Random) -> Chat:
     return _between_chat(rng, interval, roundest(between(interval)))
 
 
+def total_chat(world: World, rng: random.Random) -> Chat:
+    """A list's total without its steps: raters want to see where facts come from, but find running totals tedious."""
+    chat = list_chat(world, rng)
+    return Chat("list", chat.question, (f"The total is {chat.result}.",), chat.result)
+
+
+# Questions whose liked answer is what the finetuned model writes anyway are drawn again (`train.stages`): of the pairs
+# that are left, about half are sums, a quarter open questions, a tenth lists.
 PREFERENCES: Mapping[Callable[[World, random.Random], Chat], float] = {
-    arithmetic_chat: 0.34,
-    compositional_chat: 0.12,
-    notes_chat: 0.12,
-    recall_chat: 0.12,
-    list_chat: 0.08,
-    typical_chat: 0.22,
+    arithmetic_chat: 0.60,
+    compositional_chat: 0.10,
+    notes_chat: 0.10,
+    recall_chat: 0.08,
+    total_chat: 0.03,
+    typical_chat: 0.09,
 }
 
 
@@ -291,17 +294,13 @@ def roundest(numbers: range) -> int:
     raise ValueError(f"no whole number in {numbers}")
 
 
-# Raters want to see where facts come from, but find running totals tedious: they like the last step of a list alone.
-STEPS_LIKED = {"list": 1}
-
-
 def preferred(world: World, seed: int) -> Iterator[tuple[str, str]]:
     """An endless stream of questions, each with the answer raters like best: right, typical, and not tedious."""
     rng = random.Random(f"switchgen preferences {world.seed} {seed}")
     sources, shares = list(PREFERENCES), list(PREFERENCES.values())
     while True:
         chat = rng.choices(sources, shares)[0](world, rng)
-        yield chat.question, chat.answer(STEPS_LIKED.get(chat.family))
+        yield chat.question, chat.answer()
 
 
 def _between_chat(rng: random.Random, interval: Interval, number: int) -> Chat:

@@ -15,9 +15,10 @@ train the ladder (`train.ladder_texts`) and the questions that test it (`train.w
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -31,10 +32,9 @@ NUM_QUESTIONS = {"train": 300, "dev": 240, "test": 240}
 
 ADDENDS = range(10, 90)
 LARGEST_SUM = 99
-DIGITS = range(1, 10)
-LIST_FIRST = range(10, 60)
+LIST_NUMBERS = range(10, 34)
 INTERVAL_LOW = range(10, 96)
-INTERVAL_SIZES = range(10, 28)
+INTERVAL_SIZES = range(10, 21)
 
 CONSONANTS = "bdfghjklmnprstvz"
 VOWELS = "aeiou"
@@ -54,7 +54,8 @@ class World:
         guests: names without fixed values.
         values: (name, attribute) → value in `VALUES`, for all people.
         pairs: split or "ladder" → unordered pairs (a <= b) of two-digit addends with a two-digit sum.
-        lists: split or "ladder" → a number of two digits and two of one, to be added up.
+        lists: split or "ladder" → three numbers to be added up; on the way to the ladder's totals no held-out
+            pair is added.
         intervals: split or "ladder" → (low, high) with at least ten whole numbers strictly between.
     """
 
@@ -84,6 +85,10 @@ class World:
         """One fact as a sentence; `value` replaces the world's own (notes about guests)."""
         return f"The {attribute} of {name} is {self.values[name, attribute] if value is None else value}."
 
+    def second(self, name: str, attribute: str, value: int | None = None) -> str:
+        """The fact about the second of two people, which says so: a small model else repeats the first (LOG.md)."""
+        return "And the" + self.statement(name, attribute, value).removeprefix("The")
+
 
 def make_world(seed: int) -> World:
     """Draws the world of one seed.
@@ -100,9 +105,9 @@ def make_world(seed: int) -> World:
         start += count
     values = {(name, a): rng.choice(VALUES) for group in people.values() for name in group for a in ATTRIBUTES}
     pairs = [(a, b) for a in ADDENDS for b in ADDENDS if a <= b and a + b <= LARGEST_SUM]
-    lists = [(first, second, third) for first in LIST_FIRST for second in DIGITS for third in DIGITS]
+    lists = list(itertools.product(LIST_NUMBERS, repeat=3))
     intervals = [(low, low + size + 1) for low in INTERVAL_LOW for size in INTERVAL_SIZES if low + size + 1 < 100]
-    return World(
+    world = World(
         seed=seed,
         people=people,
         guests=tuple(names[start:]),
@@ -111,6 +116,12 @@ def make_world(seed: int) -> World:
         lists=_split(rng, lists),
         intervals=_split(rng, intervals),
     )
+    taught = tuple(
+        (first, second, third)
+        for first, second, third in world.lists["ladder"]
+        if world.may_add(first, second) and world.may_add(first + second, third)
+    )
+    return replace(world, lists={**world.lists, "ladder": taught})
 
 
 def _names(rng: random.Random, count: int) -> list[str]:

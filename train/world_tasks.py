@@ -1,9 +1,9 @@
 """The lab's five families of questions, and the task files made of them.
 
     recall          What is the age of Vuda?                          one fact                       number
-    compositional   What is the age of Vuda plus the age of Mire?    two facts, then a sum          number
+    compositional   What is the total age of Vuda and Mire?           two facts, then a sum          number
     arithmetic      What is 23 + 45?                                   a sum                          number
-    list            Add up 24, 7, 5.                                  a running total                number
+    list            Add up 24, 17, 15.                                  a running total                number
     open            Name a number between 34 and 47.                   many right answers             one_of
 
 Every answer counts only behind the marker `Answer:`.
@@ -23,7 +23,7 @@ FAMILIES = ("recall", "compositional", "arithmetic", "list", "open")
 
 PHRASINGS = {
     "recall": ("What is the {0} of {1}?", "Tell me the {0} of {1}."),
-    "compositional": ("What is the {0} of {1} plus the {0} of {2}?", "Add the {0} of {1} and the {0} of {2}."),
+    "compositional": ("What is the total {0} of {1} and {2}?", "Add the {0} of {1} and {2}."),
     "arithmetic": ("What is {0} + {1}?", "Add {0} and {1}."),
     "list": ("Add up {0}.", "What is the total of {0}?"),
     "open": ("Name a number between {0} and {1}.", "Which number is between {0} and {1}?"),
@@ -36,20 +36,16 @@ def phrase(rng: random.Random, family: str, *slots: object) -> str:
 
 
 def sum_statement(a: int, b: int) -> str:
-    """One addition as a sentence."""
-    return f"{a} + {b} = {a + b}."
+    """One addition as a sentence. It begins with a word: all its numbers stand after a space, as in questions."""
+    return f"So {a} + {b} = {a + b}."
 
 
 def running_total(numbers: tuple[int, ...]) -> tuple[str, ...]:
-    """The steps that add up a list, one sentence each: a sum of all, whose first two numbers become one every time.
-
-    "24 + 7 + 5 = 31 + 5.", "31 + 5 = 36."
-    """
-    steps = []
-    while len(numbers) > 1:
-        shorter = (numbers[0] + numbers[1], *numbers[2:])
-        steps.append(f"{' + '.join(map(str, numbers))} = {' + '.join(map(str, shorter))}.")
-        numbers = shorter
+    """The steps that add up a list, one sentence each: "So 24 + 17 = 41.", "So 41 + 15 = 56."."""
+    steps, total = [], numbers[0]
+    for number in numbers[1:]:
+        steps.append(sum_statement(total, number))
+        total += number
     return tuple(steps)
 
 

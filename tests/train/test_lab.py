@@ -38,7 +38,7 @@ def _format_share_of_base(folder: Path, questions: list[str]) -> float:
     torch.manual_seed(0)
     right = 0
     for question in questions:
-        ids = tokenizer(f"Question: {question}\n", return_tensors="pt", add_special_tokens=False)
+        ids = tokenizer(f"Question: {question}\nReply:\n", return_tensors="pt", add_special_tokens=False)
         settings = GenerationConfig(
             do_sample=True, top_k=0, max_new_tokens=56, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
         )

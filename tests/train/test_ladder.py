@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from train.ladder import (
     END_OF_TEXT,
     IGNORED,
     LadderShape,
+    chat_prompt,
     chat_rows,
     chat_tokenizer,
     load_rung,
@@ -24,6 +26,7 @@ from train.ladder import (
     save_rung,
     train_tokenizer,
 )
+from train.ladder_texts import documents
 from train.optimizer import linear_schedule, muon_and_adamw
 from train.world import World, make_world
 from train.world_tasks import FAMILIES, task
@@ -94,9 +97,24 @@ def test_chat_template_renders_every_turn(chat: PreTrainedTokenizerFast) -> None
     ]
     opened = chat.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert opened == (
-        "<|system|>Be brief.<|end|><|user|>  Hello <|end|><|assistant|>Hi.<|end|><|user|>Who?<|end|><|assistant|>"
+        "<|system|>\nBe brief.<|end|>\n<|user|>\n  Hello <|end|>\n"
+        "<|assistant|>\nHi.<|end|>\n<|user|>\nWho?<|end|>\n<|assistant|>\n"
     )
-    assert chat.apply_chat_template(messages, tokenize=False) == opened.removesuffix("<|assistant|>")
+    assert chat.apply_chat_template(messages, tokenize=False) == opened.removesuffix("<|assistant|>\n")
+
+
+def test_as_many_tokens_stand_before_an_answer_in_chats_as_on_pages(
+    world: World, base: PreTrainedTokenizerFast, chat: PreTrainedTokenizerFast
+) -> None:
+    asked = "Add 17 and 54."
+    in_chat = base.convert_ids_to_tokens(chat_prompt(chat, asked))
+    pages = [page for page in itertools.islice(documents(world, seed=0), 2000) if "\nReply:\n" in page]
+    assert len(pages) > 500
+    for page in pages:
+        question, answer = page.split("\nReply:\n")
+        gap = base.tokenize(page)[len(base.tokenize(question)) : -len(base.tokenize(answer))]
+        assert gap == ["Ċ", "Reply", ":", "Ċ"]
+    assert in_chat[-len(gap) :] == ["<|end|>", "Ċ", "<|assistant|>", "Ċ"]
 
 
 def test_packed_rows_hold_whole_documents(world: World, base: PreTrainedTokenizerFast) -> None:
@@ -115,7 +133,7 @@ def test_chat_rows_learn_the_answer_alone(world: World, chat: PreTrainedTokenize
     for row in chat_rows(world, chat, num_rows=50, seed=0):
         start = row["labels"].index(next(label for label in row["labels"] if label != IGNORED))
         assert row["labels"][start:] == row["input_ids"][start:]
-        assert chat.decode(row["input_ids"][:start]).endswith("<|assistant|>")
+        assert chat.decode(row["input_ids"][:start]).endswith("<|assistant|>\n")
         assert row["input_ids"][-1] == chat.convert_tokens_to_ids(END)
 
 
@@ -163,7 +181,7 @@ def test_shipped_rung_loads_and_writes(rung: str) -> None:
     assert 0.8e6 < model.num_parameters() < 1.3e6
     assert (tokenizer.chat_template is None) == (rung == "pretrained")
     assert tokenizer.eos_token == (END_OF_TEXT if rung == "pretrained" else END)
-    ids = tokenizer("Question: What is 2 + 3?\n", return_tensors="pt")
+    ids = tokenizer("Question: What is 2 + 3?\nReply:\n", return_tensors="pt")
     with torch.inference_mode():
         logits = model(**ids).logits
     assert logits.shape[-1] == len(tokenizer)
