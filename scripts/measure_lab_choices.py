@@ -47,13 +47,14 @@ HALFWAY = '{name: halfway, model: "{lab}/halfway"}'
 VARIANTS = {
     "base": Variant((), labels=None),
     # The fit.
-    "soft": Variant(("train.labels=soft", "train.tau=0.1")),
-    "soft_wide": Variant(("train.labels=soft", "train.tau=0.3")),
+    "argmax": Variant(("train.labels=argmax",)),
+    "soft_wide": Variant(("train.tau=0.3",)),
     "margin": Variant(("train.min_margin=0.25",)),
+    "released": Variant(("switcher.format=released",)),
     "rank_8": Variant(("train.lora.r=8", "train.lora.alpha=16")),
     "rank_64": Variant(("train.lora.r=64", "train.lora.alpha=128")),
     "slow_fit": Variant(("train.args.learning_rate=5.0e-4",)),
-    "few_epochs": Variant(("train.args.num_train_epochs=4",)),
+    "more_epochs": Variant(("train.args.num_train_epochs=8",)),
     "base_finetuned": Variant(("switcher.base=finetuned",)),
     "base_pretrained": Variant(("switcher.base=pretrained",)),
     # The choice at inference.
