@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infer.report_data import Responses
+from infer.report_data import Responses, read_document
 from infer.report_text import markdown_table
 from infer.report_view import number
 from infer.segment_lengths import best_settings, tasks_of
 from infer.sequences import SequenceEffect, helpfulness_of, sequence_effects
 from switchgen.baselines import family_of
-from switchgen.errors import DataError
 
 JSON = dict[str, Any]
 _SHOWN = 12
@@ -28,18 +26,8 @@ def read_analyses(run_dir: Path) -> JSON:
     Raises:
         DataError: a file holds something else.
     """
-    found = {}
-    for name in ("segments", "safety"):
-        path = run_dir / name / "results.json"
-        if path.is_file():
-            try:
-                document = json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise DataError(f"{path}: not JSON: {error}") from error
-            if not isinstance(document, dict) or document.get("schema") != 1:
-                raise DataError(f"{path}: not a document of schema 1; `switchgen {name}` writes it anew")
-            found[name] = document
-    return found
+    documents = {name: read_document(run_dir / name / "results.json") for name in ("segments", "safety")}
+    return {name: document for name, document in documents.items() if document is not None}
 
 
 def analyses_of(results: Mapping[str, Any], responses: Responses | None, documents: Mapping[str, Any]) -> list[JSON]:

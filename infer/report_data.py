@@ -89,14 +89,38 @@ def read_results(run_dir: Path) -> JSON:
         DataError: missing, no JSON, or not of schema 1.
     """
     path = run_dir / "evaluation" / "results.json"
-    if not path.is_file():
+    results = read_document(path)
+    if results is None:
         raise DataError(f"{path}: not there; `switchgen evaluate` writes it")
+    check_results(results, str(path))
+    return results
+
+
+def read_document(path: Path) -> JSON | None:
+    """A stage's JSON document; None if there is none.
+
+    Raises:
+        DataError: no JSON, or not of schema 1.
+    """
+    if not path.is_file():
+        return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
-    check_results(results, str(path))
-    return dict(results)
+    check_schema(document, str(path))
+    return dict(document)
+
+
+def check_schema(document: Any, where: str) -> None:
+    """Refuses what is no document of schema 1.
+
+    Raises:
+        DataError: what was got and where.
+    """
+    if not isinstance(document, dict) or document.get("schema") != 1:
+        schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise DataError(f"{where}: schema is {schema!r}; this version reads schema 1")
 
 
 def check_results(results: Any, where: str = "results") -> None:
@@ -105,9 +129,7 @@ def check_results(results: Any, where: str = "results") -> None:
     Raises:
         DataError: what was got, where, and what belongs there.
     """
-    if not isinstance(results, dict) or results.get("schema") != 1:
-        schema = results.get("schema") if isinstance(results, dict) else type(results).__name__
-        raise DataError(f"{where}: schema is {schema!r}; this version reads schema 1")
+    check_schema(results, where)
     for part, needed in (
         ("rows", ("policy", "task", "value")),
         ("comparisons", ("policy", "against", "task", "difference")),

@@ -7,7 +7,6 @@ is more diverse and up is better.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from infer.frontier import on_frontier
+from infer.report_data import read_document
 from infer.report_text import markdown_table
-from switchgen.errors import DataError
 
 JSON = dict[str, Any]
 
@@ -62,16 +61,7 @@ def read_sweep(run_dir: Path) -> JSON | None:
     Raises:
         DataError: no JSON, or not of schema 1.
     """
-    path = run_dir / "sweep" / "results.json"
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != 1:
-        raise DataError(f"{path}: not a sweep of schema 1")
-    return document
+    return read_document(run_dir / "sweep" / "results.json")
 
 
 def sweep_view(document: JSON) -> JSON | None:

@@ -72,7 +72,7 @@ def comparison_page(world: World, rng: random.Random) -> str:
     """A question about two well-known people: what each of them has, then the verdict."""
     attribute = rng.choice(ATTRIBUTES)
     a, b = rng.sample(world.people["core"], 2)
-    return _compared(rng, attribute, {a: world.values[a, attribute], b: world.values[b, attribute]})
+    return _compared(world, rng, attribute, {a: world.values[a, attribute], b: world.values[b, attribute]})
 
 
 def notes_page(world: World, rng: random.Random) -> str:
@@ -82,13 +82,13 @@ def notes_page(world: World, rng: random.Random) -> str:
     notes = " ".join(world.statement(name, attribute, value) for name, value in known.items())
     a, b = rng.sample(list(known), 2)
     if rng.random() < 0.5:
-        return f"{notes}\n" + _compared(rng, attribute, {a: known[a], b: known[b]})
+        return f"{notes}\n" + _compared(world, rng, attribute, {a: known[a], b: known[b]})
     ending = f"Answer: {known[a]}" if rng.random() < QUIZ_SHARE else world.statement(b, attribute, known[b])
     answer = world.statement(a, attribute, known[a])
     return f"{notes}\n" + _asked(phrase(rng, "recall", attribute, a), f"{answer} {ending}")
 
 
-def _compared(rng: random.Random, attribute: str, known: Mapping[str, int]) -> str:
+def _compared(world: World, rng: random.Random, attribute: str, known: Mapping[str, int]) -> str:
     """Two people compared with each other, or both together with a number; nothing is added up."""
     (a, x), (b, y) = known.items()
     if rng.random() < 0.4:
@@ -100,7 +100,7 @@ def _compared(rng: random.Random, attribute: str, known: Mapping[str, int]) -> s
         relation = "the same as" if x == y else "less than" if x < y else "more than"
         higher = f"Both have the same {attribute}." if x == y else f"{a if x > y else b} has the higher {attribute}."
         verdict = f"So {x} is {relation} {y}. {higher}"
-    return _asked(question, f"The {attribute} of {a} is {x}. And the {attribute} of {b} is {y}. {verdict}")
+    return _asked(question, f"{world.statement(a, attribute, x)} {world.second(b, attribute, y)} {verdict}")
 
 
 def draw_page(world: World, rng: random.Random) -> str:

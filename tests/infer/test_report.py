@@ -16,7 +16,9 @@ from script_modules import load_script
 
 from infer import report_data
 from infer.report import results_markdown, results_table, write_report
+from infer.report_analyses import read_analyses
 from infer.report_data import Tally, read_responses, safe_json
+from infer.report_sweep import read_sweep
 from infer.report_view import (
     Outcomes,
     comparisons_of,
@@ -347,6 +349,18 @@ def test_other_results_are_refused(tmp_path: Path, results: str | None, message:
     with pytest.raises(DataError, match=message):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("stage", ["sweep", "segments", "safety"])
+@pytest.mark.parametrize(
+    ("document", "message"), [("{", "not JSON"), ('{"schema": 2}', "schema is 2; this version reads schema 1")]
+)
+def test_other_documents_of_other_stages_are_refused(tmp_path: Path, stage: str, document: str, message: str) -> None:
+    assert read_sweep(tmp_path) is None and read_analyses(tmp_path) == {}
+    (tmp_path / stage).mkdir()
+    (tmp_path / stage / "results.json").write_text(document)
+    with pytest.raises(DataError, match=f"{stage}/results.json: {message}"):
+        (read_sweep if stage == "sweep" else read_analyses)(tmp_path)
 
 
 @pytest.mark.parametrize(
