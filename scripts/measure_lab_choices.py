@@ -2,10 +2,13 @@
 """What each choice in the recipe `lab` is worth, on the dev split of one ladder: one change at a time.
 
     python scripts/measure_lab_choices.py [a.b=c …] --ladder runs/lab/lab [--out runs/lab-choices] [--only base soft …]
+    python scripts/measure_lab_choices.py rollout.queries=150 --ladder runs/lab/lab --out runs/few-labels --only base \
+        racing uniform_32 argmax two_rounds
 
 Every variant is the recipe with a few settings changed: labels (its own, or those of `base` where only the fit or the
-decoding differs), a switcher, and an evaluation of it on dev. Finished variants are not run again. Prints a table, and
-one JSON line last.
+decoding differs), a switcher, and an evaluation of it on dev. Finished variants are not run again. Prints a table:
+percent right by family, their mean over the exact ones, the difference of that mean to `base` on the same questions
+(points, 95%), and the tokens that its labels cost, rollouts of all rounds together. One JSON line last.
 """
 
 from __future__ import annotations
@@ -18,13 +21,25 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from infer.questions import load_questions  # noqa: E402
+from infer.scores import scored_cells  # noqa: E402
+from infer.stats import paired_difference_over_tasks  # noqa: E402
 from switchgen.commandline import parse_with_settings  # noqa: E402
+from switchgen.pipeline import learn_to_switch  # noqa: E402
+from switchgen.rundir import open_run  # noqa: E402
 
-FAMILIES = ("recall", "compositional", "arithmetic", "list", "open")
+JSON = dict[str, Any]
+FloatArray = npt.NDArray[np.float64]
+EXACT = ("recall", "compositional", "arithmetic", "list")
+FAMILIES = (*EXACT, "open")
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,11 @@ VARIANTS = {
     # The labels.
     "completions_4": Variant(("rollout.completions=4",), labels=None),
     "completions_16": Variant(("rollout.completions=16",), labels=None),
-    "queries_600": Variant(("rollout.queries=600",), labels=None),
+    "uniform_32": Variant(("rollout.completions=32",), labels=None),
+    "half_the_queries": Variant(("rollout.queries={half}",), labels=None),
     "fresh_branches": Variant(("rollout.branch=fresh",), labels=None),
     "racing": Variant(("rollout.budget=racing",), labels=None),
-    "second_round": Variant(("rollout.policy=switcher", "switcher.adapter={base}/switcher"), labels=None),
+    "two_rounds": Variant(("rollout.rounds=2", "rollout.queries={half}"), labels=None),  # as many labels as `base`
     # The segment.
     "tokens_6": Variant(("decoding.segment=6",), labels=None),
     "tokens_12": Variant(("decoding.segment=12",), labels=None),
@@ -78,6 +94,20 @@ VARIANTS = {
     "pool_of_2_FA": Variant((f"pool=[{FINETUNED}, {ALIGNED}]",), labels=None),
     "pool_of_2_PF": Variant((f"pool=[{PRETRAINED}, {FINETUNED}]", "switcher.base=finetuned"), labels=None),
     "pool_of_4": Variant((f"pool=[{PRETRAINED}, {FINETUNED}, {HALFWAY}, {ALIGNED}]",), labels=None),
+    # The student.
+    "student": Variant((), policy="distilled", switcher="base"),
+    "student_unfiltered": Variant(("distill.min_score=0",), policy="distilled", switcher="base"),
+    "student_half_the_questions": Variant(("distill.queries=300",), policy="distilled", switcher="base"),
+    "student_lora": Variant(
+        (
+            "distill.lora={r: 32, alpha: 64, dropout: 0.0, target_modules: all-linear}",
+            "distill.args.learning_rate=2.0e-3",
+        ),
+        policy="distilled",
+        switcher="base",
+    ),
+    "student_of_finetuned": Variant(("distill.base=finetuned",), policy="distilled", switcher="base"),
+    "student_of_random": Variant(("distill.policy=random",), policy="distilled", switcher="base"),
     # What the choice is compared with.
     "random": Variant((), policy="random", switcher="base"),
     "untuned": Variant((), policy="untuned", switcher="base"),
@@ -85,38 +115,62 @@ VARIANTS = {
 }
 
 
-def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> dict[str, float]:
-    """Percent right by family on dev, and their mean over the exact ones; from a finished run if there is one."""
+def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> JSON:
+    """Percent right by family on dev, their mean over the exact ones, and what it cost; from a finished run if any."""
     folder = (arguments.out / name).resolve()
     figures = folder / "figures.json"
     if figures.exists():
-        found: dict[str, float] = json.loads(figures.read_text(encoding="utf-8"))
+        found: JSON = json.loads(figures.read_text(encoding="utf-8"))
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    base = (arguments.out / "base").resolve()
     _link(folder / "lab", arguments.ladder)
-    overrides = [f"lab.seed={arguments.seed}", *(part.replace("{base}", str(base)) for part in variant.overrides),
-                 *arguments.overrides]  # fmt: skip
-    seconds = {}
+    shared = [f"lab.seed={arguments.seed}", *arguments.overrides]
+    half = open_run("lab", shared, folder).recipe.rollout.queries // 2
+    overrides = [*shared, *(part.replace("{half}", str(half)) for part in variant.overrides)]
+    started = time.perf_counter()
     if variant.switcher is not None:
         overrides.append(f"switcher.adapter={(arguments.out / variant.switcher).resolve() / 'switcher'}")
+    elif "rollout.rounds=2" in overrides:
+        learn_to_switch(open_run("lab", overrides, folder))
     else:
         if variant.labels is None:
-            seconds["rollout"] = _verb("rollout", folder, overrides)
+            _verb("rollout", folder, overrides)
         else:
             _link(folder / "rollout", (arguments.out / variant.labels).resolve() / "rollout")
-        # A second round's labels are drawn with the first switcher; its own is fitted and evaluated.
-        overrides = [part for part in overrides if not part.startswith(("switcher.adapter", "rollout.policy"))]
-        seconds["train"] = _verb("train", folder, overrides)
-    overrides += [f"evaluate.seeds=[{arguments.run_seed}]", f"evaluate.policies=[{variant.policy}]"]
-    seconds["evaluate"] = _verb("evaluate", folder, [*overrides, "evaluate.split=dev"])
-    results = json.loads((folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
-    rows = {row["task"]: row["value"] for row in results["rows"] if row["seed"] is None}
-    scores = {family: round(100 * rows[family], 1) for family in FAMILIES}
-    scores["mean"] = round(sum(scores[family] for family in FAMILIES[:4]) / 4, 1)
-    scores |= {f"{stage}_s": round(value) for stage, value in seconds.items()}
-    figures.write_text(json.dumps(scores) + "\n", encoding="utf-8")
-    return scores
+        _verb("train", folder, overrides)
+    if variant.policy == "distilled":
+        _verb("distill", folder, overrides)
+    overrides += [
+        f"evaluate.seeds={arguments.run_seeds}",
+        f"evaluate.policies=[{variant.policy}]",
+        "evaluate.split=dev",
+    ]
+    _verb("evaluate", folder, overrides)
+    scores = {task: values.mean() for task, values in _scores(folder, overrides).items()}
+    found = {family: round(100 * float(scores[family]), 1) for family in FAMILIES}
+    found["mean"] = round(sum(100 * float(scores[family]) for family in EXACT) / len(EXACT), 1)
+    summaries = sorted(folder.glob("rounds/*/rollout/summary.json")) or sorted(folder.glob("rollout/summary.json"))
+    found["label_tokens"] = sum(json.loads(path.read_text(encoding="utf-8"))["tokens"] for path in summaries) or None
+    found |= {"overrides": overrides, "seconds": round(time.perf_counter() - started)}
+    figures.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def _scores(folder: Path, overrides: Sequence[str]) -> dict[str, FloatArray]:
+    """Scores [run seeds, questions] by family, of the one policy that a variant evaluates."""
+    run = open_run("lab", overrides, folder)
+    cells = scored_cells(run, folder / "evaluation", load_questions(run), rescore=False)
+    return {family: np.array([cell.scores for cell in cells if cell.task == family], float) for family in FAMILIES}
+
+
+def against_base(found: JSON, base: JSON, name: str, arguments: argparse.Namespace) -> JSON:
+    """Difference of the mean over the exact families to `base`, paired by question, in points with a 95% interval."""
+    own, other = (
+        {family: _scores((arguments.out / variant).resolve(), figures["overrides"])[family] for family in EXACT}
+        for variant, figures in ((name, found), ("base", base))
+    )
+    compared = paired_difference_over_tasks(own, other)
+    return {key: round(100 * getattr(compared, key), 1) for key in ("difference", "low", "high")}
 
 
 def _link(path: Path, target: Path) -> None:
@@ -124,14 +178,11 @@ def _link(path: Path, target: Path) -> None:
         path.symlink_to(target.resolve())
 
 
-def _verb(verb: str, folder: Path, overrides: Sequence[str]) -> float:
-    """Seconds that a verb took, starting Python included."""
-    started = time.perf_counter()
+def _verb(verb: str, folder: Path, overrides: Sequence[str]) -> None:
     command = [sys.executable, "-m", "switchgen", verb, "lab", *overrides, "--run-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"`{' '.join(command)}` ended with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - started
 
 
 def train_halfway(ladder: Path, seed: int) -> None:
@@ -152,7 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ladder", type=Path, required=True, help="a built ladder's folder (RUN/lab)")
     parser.add_argument("--seed", type=int, default=0, help="its world seed")
-    parser.add_argument("--run-seed", type=int, default=0, help="seed of the evaluation's sampling")
+    parser.add_argument("--run-seeds", type=int, nargs="+", default=[0], help="seeds of the evaluation's sampling")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "lab-choices", help="one run folder a variant")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
                         help=f"default: all ({', '.join(VARIANTS)})")  # fmt: skip
@@ -160,11 +211,16 @@ def main() -> int:
     arguments = parse_with_settings(parser)
     if "pool_of_4" in arguments.only and not (arguments.ladder / "halfway").exists():
         train_halfway(arguments.ladder, arguments.seed)
-    table = {}
-    print(f"| variant | {' | '.join(FAMILIES)} | mean of exact |\n|---|{'---|' * (len(FAMILIES) + 1)}", flush=True)
-    for name in arguments.only:
-        scores = table[name] = run_variant(name, VARIANTS[name], arguments)
-        print(f"| {name} | {' | '.join(str(scores[f]) for f in FAMILIES)} | {scores['mean']} |", flush=True)
+    columns = (*FAMILIES, "mean of exact", "− base", "label tokens")
+    table: dict[str, JSON] = {}
+    print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}", flush=True)
+    for name in dict.fromkeys(("base", *arguments.only)):
+        found = run_variant(name, VARIANTS[name], arguments)
+        found["minus_base"] = difference = against_base(found, table.get("base", found), name, arguments)
+        table[name] = found
+        cells = [found[family] for family in (*FAMILIES, "mean")]
+        cells.append(f"{difference['difference']:+} [{difference['low']}, {difference['high']}]")
+        print(f"| {name} | {' | '.join(str(cell) for cell in (*cells, found['label_tokens'] or ''))} |", flush=True)
     print(json.dumps(table))
     return 0
 

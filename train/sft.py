@@ -182,6 +182,12 @@ def learning_curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, f
     return [curve[step] for step in sorted(curve)]
 
 
+def training_losses(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The trainer's log of the loss: one entry every `logging_steps`, the mean over those steps and all ranks."""
+    return [{"step": int(entry["step"]), "loss": round(float(entry["loss"]), 8)}
+            for entry in log_history if "loss" in entry]  # fmt: skip
+
+
 def drop_torn_checkpoints(checkpoints: Path) -> None:
     """Remove checkpoints that were being written when the run was killed: they lack the mark."""
     for folder in checkpoints.glob("checkpoint-*"):

@@ -215,7 +215,7 @@ def _train(run: Run, plan: SwitcherPlan, arguments: dict[str, Any], checkpoints:
     from datasets import Dataset  # noqa: PLC0415
 
     from train.arguments import sft_config  # noqa: PLC0415
-    from train.sft import fit, learning_curve, load_base, lora_config  # noqa: PLC0415
+    from train.sft import fit, learning_curve, load_base, lora_config, training_losses  # noqa: PLC0415
     from train.switcher_trainer import LabelCollator, SwitcherTrainer, guess_metrics  # noqa: PLC0415
     from train.tracking import Tracker  # noqa: PLC0415
 
@@ -259,6 +259,7 @@ def _train(run: Run, plan: SwitcherPlan, arguments: dict[str, Any], checkpoints:
         "labels": counts,
         **measured,
         "learning_curve": learning_curve(trainer.state.log_history),
+        "training_losses": training_losses(trainer.state.log_history),
         **log,
         "processes": world_size(),
         "settings": plan.settings["train"],

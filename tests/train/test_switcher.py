@@ -38,7 +38,7 @@ def fast_run(folder: Path, count: int = 24, ties: int = 0, **changes: Any) -> Ru
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose switcher was fitted for three steps."""
-    run = fast_run(tmp_path_factory.mktemp("fitted"), ties=4)
+    run = fast_run(tmp_path_factory.mktemp("fitted"), ties=4, args={**FAST["args"], "logging_steps": 1})
     main(run)
     return run
 
@@ -63,6 +63,7 @@ def test_what_it_leaves(fitted: Run) -> None:
         assert 0 <= facts[key] <= 1
     assert facts["random"] == pytest.approx(1 / 3, abs=1e-6)
     assert [entry["step"] for entry in facts["learning_curve"]] == [0, 3]
+    assert [entry["step"] for entry in facts["training_losses"]] == [1, 2, 3]
     assert facts["versions"]["trl"] and facts["settings"]["lora"]["r"] == 4
 
 
