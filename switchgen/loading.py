@@ -36,6 +36,8 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
     device = pick_device(config.name, config.device)
     if config.device_map is not None:
         arguments["device_map"] = config.device_map
+    elif config.quantization is not None:
+        arguments["device_map"] = {"": str(device)}  # quantized weights cannot be moved afterwards
     try:
         model = AutoModelForCausalLM.from_pretrained(config.model, **arguments)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:

@@ -87,7 +87,7 @@ def _disagreement(engine: SlotEngine, reference: torch.Tensor) -> str | None:
     # The check's few tokens lie within any window: see that the attention function was told of it at all.
     plan = engine.cache.plan
     assert plan is not None
-    if _slides(engine.model) and all(window is None for window, _ in plan.masks):
+    if _slides(engine.model) and all(window is None for window, *_ in plan.masks):
         return "its attention does not say how far its window reaches"
     return None
 

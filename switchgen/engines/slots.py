@@ -46,23 +46,25 @@ class Plan:
     after this forward) of each group of them that is attended to together."""
     max_length: int
     """Longest row after this forward."""
-    masks: dict[tuple[int | None, int], list[torch.Tensor]] = field(default_factory=dict)
-    """Float masks by sliding window and query heads per KV head, built by the first layer that needs them."""
+    masks: dict[tuple[int | None, int, torch.device], list[torch.Tensor]] = field(default_factory=dict)
+    """Float masks by sliding window, query heads per KV head and device, built by the first layer that needs them."""
     parts: list[Part] = field(default_factory=list)
     """Rows of several caches in one decode step; each has a plan of its own."""
 
-    def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    def mask(self, window: int | None, heads: int, like: torch.Tensor) -> list[torch.Tensor]:
         """Additive masks: one [n_i, 1, 1, K_i] per group of a decode step, one [1, 1, G * t_i, K_i] per chunk read.
 
         Args:
             heads: query heads per KV head (G).
+            like: the queries, whose dtype and device the masks take: layers of one model may lie on several devices.
         """
-        key = (window, heads)
+        device, dtype = like.device, like.dtype
+        key = (window, heads, device)
         if key not in self.masks:
-            device = self.positions_T.device
             if self.groups:
+                positions = self.positions_T.to(device)
                 found = [
-                    _additive(self.positions_T[first:last, None, None, None], length, window, dtype)
+                    _additive(positions[first:last, None, None, None], length, window, dtype)
                     for first, last, length in self.groups
                 ]
             else:
@@ -153,7 +155,7 @@ class SlotLayer(CacheLayerMixin):
         assert plan is not None
         for pool, states in ((self.keys, key_states), (self.values, value_states)):
             heads, positions, size = pool.shape[1:]
-            index = self.cache.flat_index(plan, heads, positions)
+            index = self.cache.flat_index(plan, heads, positions, states.device)
             # [n, H, 1, D] and [1, H, T, D] both become [T * H, D], token by token.
             flat = states.transpose(1, 2).reshape(-1, size)
             pool.view(-1, size).index_copy_(0, index, flat)
@@ -183,7 +185,8 @@ class SlotCache(Cache):
         self._longest = 0
         """Positions that any row has reached."""
         self.plan: Plan | None = None
-        self._index: torch.Tensor | None = None
+        self._indices: dict[tuple[int, torch.device], torch.Tensor] = {}
+        """Of the present plan, by KV heads and device."""
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def set_plan(self, plan: Plan) -> None:
@@ -193,15 +196,16 @@ class SlotCache(Cache):
             self._resize(self.num_slots, -(-grown // _GROWTH) * _GROWTH)
         self._longest = max(self._longest, plan.max_length)
         self.plan = plan
-        self._index = None
+        self._indices = {}
 
-    def flat_index(self, plan: Plan, heads: int, positions: int) -> torch.Tensor:
-        """Index of each (token, head) in a pool flattened to [S * H * P, D]; the same for every layer of a forward."""
-        if self._index is None or self._index.numel() != plan.slots_T.numel() * heads:
+    def flat_index(self, plan: Plan, heads: int, positions: int, device: torch.device) -> torch.Tensor:
+        """Index of each (token, head) in a pool flattened to [S * H * P, D]; the same for every layer on a device."""
+        if (heads, device) not in self._indices:
             head_H = torch.arange(heads, device=plan.slots_T.device)
             rows_TH = plan.slots_T[:, None] * heads + head_H
-            self._index = (rows_TH * positions + plan.positions_T[:, None]).flatten()
-        return self._index
+            index = (rows_TH * positions + plan.positions_T[:, None]).flatten()
+            self._indices[heads, device] = index.to(device)
+        return self._indices[heads, device]
 
     def clear(self) -> None:
         """Give all memory back."""
@@ -209,7 +213,8 @@ class SlotCache(Cache):
             layer.keys = layer.values = None
             layer.is_initialized = False
         self.num_slots = self.num_positions = self.expected = self._longest = 0
-        self.plan = self._index = None
+        self.plan = None
+        self._indices = {}
 
     def add_slots(self, num_slots: int) -> None:
         """Grow to that many slots, empty ones behind those that are there."""
@@ -281,7 +286,7 @@ def slot_attention(
             for part in slot_plan.parts
         ]  # fmt: skip
         return torch.cat(outs), None
-    masks = slot_plan.mask(sliding_window, query.shape[1] // key.shape[1], query.dtype)
+    masks = slot_plan.mask(sliding_window, query.shape[1] // key.shape[1], query)
     parts = []
     if slot_plan.groups:
         for (start, end, length), mask in zip(slot_plan.groups, masks, strict=True):

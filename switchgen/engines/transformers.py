@@ -36,6 +36,16 @@ def banned_tokens(vocabulary: Vocabulary, stop_ids: frozenset[int], logits_size:
     return sorted(set(range(logits_size)) - tokens)
 
 
+def states_device(model: PreTrainedModel) -> torch.device:
+    """Where the states that the LM head reads are computed: the device of the last norm, the body's last parameter.
+
+    A parameter that is off its device until it is needed (offloaded weights) is computed where ids go in.
+    """
+    *_, last = model.base_model.parameters()
+    device: torch.device = last.device
+    return model.get_input_embeddings().weight.device if device.type == "meta" else device
+
+
 class SlotEngine:
     """Engine over slots (`engines.slots`), for models with full or sliding-window attention.
 
@@ -70,7 +80,10 @@ class SlotEngine:
         self.adapter: str | None = None
         self.stats = EngineStats()
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers)
+        # Of a model whose layers are spread over several devices: where ids go in and logits come out, and where the
+        # last layer's states are.
         self.device = model.get_input_embeddings().weight.device
+        self._states_device = states_device(model)
         self._activate = activate or (lambda: None)
         self._owners: list[Context | None] = []
         self._clock = 0
@@ -203,11 +216,11 @@ class SlotEngine:
             [position for _, first, count in spans for position in range(first, first + count)], device=device
         )
         plan = Plan(slots_T, positions_T, spans, [], max(first + count for _, first, count in spans))
-        last = torch.tensor([len(chunk) for chunk in chunks], device=device).cumsum(0) - 1
+        last = torch.tensor([len(chunk) for chunk in chunks], device=self._states_device).cumsum(0) - 1
         result: torch.Tensor
         if wanted == "hidden":
             states = self._forward(self.model.base_model, plan, ids_T[None], positions_T[None]).last_hidden_state
-            result = states[0, last]
+            result = states[0, last.to(states.device)]
         else:
             result = self._forward(self.model, plan, ids_T[None], positions_T[None], logits_to_keep=last).logits[0]
         self.stats.read_seconds += time.perf_counter() - started
