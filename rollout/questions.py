@@ -14,12 +14,13 @@ from rollout.racing import smallest_margin
 from switchgen.api import POLICIES
 from switchgen.assembly import check_writers, spread, switcher_adapter
 from switchgen.config import RolloutConfig, nearest
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, DataError
 from switchgen.ids import derive_seed
 from switchgen.policies.probe import PROBE_FILE
 from switchgen.rundir import Run
 from switchgen.scoring import metric_named
-from switchgen.tasks import Task, load_task
+from switchgen.tasks import Example, Task, load_task
+from switchgen.tasks.overlap import EvaluationQuestions
 from switchgen.trace import Query
 
 logger = logging.getLogger("switchgen")
@@ -47,8 +48,12 @@ class Question:
     strict: bool
     query: Query
     """Its id is `<task>/<the example's id>`: unique over all tasks."""
-    item: Mapping[str, Any]
-    """The task file's row."""
+    example: Example
+
+    @property
+    def item(self) -> Mapping[str, Any]:
+        """The task file's row."""
+        return self.example.item
 
     def state_ids(self, num_states: int) -> list[str]:
         """Ids of its states, `<query id>/<number>`."""
@@ -148,13 +153,28 @@ def pick_questions(tasks: Sequence[Task], num_questions: int, seed: int) -> list
             [
                 Question(
                     task.name, task.metric, task.marker, task.strict,
-                    Query(f"{task.name}/{example.id}", example.messages), example.item,
+                    Query(f"{task.name}/{example.id}", example.messages), example,
                 )
                 for example in drawn
             ]
         )  # fmt: skip
     turns = itertools.zip_longest(*by_task)
     return [question for turn in turns for question in turn if question is not None]
+
+
+def warn_of_evaluation_questions(run: Run, questions: Sequence[Question]) -> None:
+    """Say so where states come from questions that the switcher is to be measured on."""
+    split = run.recipe.rollout.split
+    try:
+        evaluation = EvaluationQuestions(run)
+    except DataError:
+        return  # a task without that split: it is for learning only, or `evaluate` says what is wrong with it
+    if found := evaluation.among([(question.task, question.example) for question in questions], split):
+        logger.warning(
+            "rollout.split %r: %d of %d questions are evaluation questions (split %r): what is measured on them "
+            "flatters a switcher that has learned from them; leave them out of the file, or choose another split. The "
+            "first: %s", split, len(found), len(questions), evaluation.split, found[0],
+        )  # fmt: skip
 
 
 def dependencies(run: Run, tasks: Sequence[Task]) -> dict[str, Any]:

@@ -22,7 +22,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout.questions import MAY_GROW, Question, check, dependencies, load_tasks, pick_questions
+from rollout.questions import (
+    MAY_GROW,
+    Question,
+    check,
+    dependencies,
+    load_tasks,
+    pick_questions,
+    warn_of_evaluation_questions,
+)
 from rollout.summary import summarize
 from rollout.workers import LabelWork, label_share
 from switchgen.progress import progress
@@ -54,6 +62,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
     tasks = load_tasks(run)
     check(run)
     questions = pick_questions(tasks, settings.queries, settings.seed)
+    warn_of_evaluation_questions(run, questions)
     folder = run.dir / "rollout"
     with lock(folder):
         wait_for_leftovers(folder)
@@ -61,8 +70,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
         done = _finished_ids(folder)
         wanted = _state_ids(questions, settings.states)
         pending = [question for question in questions if not done.issuperset(question.state_ids(settings.states))]
-        if not pending and (folder / "summary.json").is_file():
-            summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if not pending and (summary := _summary_of(folder, len(wanted))) is not None:
             return summary
         shares = [
             Share(run, worker, folder, LabelWork(own, done.intersection(_state_ids(own, settings.states))))
@@ -91,6 +99,15 @@ def _finished_ids(folder: Path) -> set[str]:
         with Shard(path) as shard:
             done |= shard.done
     return done
+
+
+def _summary_of(folder: Path, asked: int) -> dict[str, Any] | None:
+    """The summary of all states that are asked for; None where a kill came before it, or left that of fewer states."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary["asked_states"] == asked else None
 
 
 def _write_summary(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -108,11 +109,12 @@ def find_twins(branches: Sequence[Branch]) -> None:
     Branches share their random numbers, so close checkpoints often write the very same segment. Their completions share
     random numbers, too: where the policy does not look at who wrote what, they would be the same, and are written once.
     """
-    first: dict[tuple[str, str, str | None, tuple[int, ...]], int] = {}
+    first: dict[tuple[Any, ...], int] = {}
     for index, branch in enumerate(branches):
         assert branch.row is not None
-        segment = branch.row.trace.segments[-1]
-        key = (segment.text, segment.finish, branch.row.trace.finish, segment.ids)
+        trace = branch.row.trace
+        # No segment at all where a candidate's context has no room: that ends the response as it stands.
+        key = (trace.finish, *((segment.text, segment.finish, segment.ids) for segment in trace.segments[-1:]))
         if key in first:
             branch.twin_of = first[key]
         else:

@@ -25,6 +25,7 @@ from switchgen.rows import Row
 from switchgen.rundir import Run, Shard, claim_stage, lock
 from switchgen.scoring import RewardModelScorer, metric_named
 from switchgen.tasks import Example, Task, load_task
+from switchgen.tasks.overlap import EvaluationQuestions
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash
@@ -122,42 +123,20 @@ def training_questions(run: Run) -> list[Question]:
 
 
 def refuse_evaluation_questions(run: Run, questions: Sequence[Question]) -> None:
-    """See that no question is asked in the evaluation too.
-
-    The text (case and white space aside) counts over all tasks. An id counts where both splits are the same one: there
-    are published files that number each split's rows anew.
+    """See that no question is asked in the evaluation too (`EvaluationQuestions`).
 
     Raises:
         DataError: names the first of them.
     """
-    split = run.recipe.evaluate.split
-    ids: set[tuple[str, str]] = set()
-    texts: dict[str, str] = {}
-    for spec in run.task_specs(split=split):
-        spec.pop("limit", None)
-        task = load_task(spec)
-        for example in task.examples:
-            ids.add((task.name, example.id))
-            texts.setdefault(_normal_text(example.messages), f"{task.name}/{example.id}")
-    same_split = run.recipe.distill.split == split
-    found = []
-    for question in questions:
-        text_match = texts.get(_normal_text(question.query.messages))
-        if text_match is not None:
-            found.append(f"{question.query.id} is asked in the evaluation as {text_match}")
-        elif (question.task.name, question.example.id) in ids and same_split:
-            found.append(f"{question.query.id} has the id of an evaluation question")
+    evaluation, split = EvaluationQuestions(run), run.recipe.distill.split
+    found = evaluation.among([(question.task.name, question.example) for question in questions], split)
     if found:
         more = f"\n  … and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else ""
         raise DataError(
-            f"distill.split {run.recipe.distill.split!r}: {len(found)} of {len(questions)} questions are evaluation "
-            f"questions (split {split!r}); a student must not see them: leave them out of its file, or choose another "
+            f"distill.split {split!r}: {len(found)} of {len(questions)} questions are evaluation questions (split "
+            f"{evaluation.split!r}); a student must not see them: leave them out of its file, or choose another "
             "split:\n  " + "\n  ".join(found[:_MAX_SHOWN]) + more
         )
-
-
-def _normal_text(messages: Sequence[Mapping[str, str]]) -> str:
-    return "\x1e".join(f"{turn['role']}\x1f{' '.join(turn['content'].casefold().split())}" for turn in messages)
 
 
 def dependencies(run: Run, questions: Sequence[Question]) -> dict[str, Any]:

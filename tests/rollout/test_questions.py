@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rollout.questions import pick_questions
+from rollout.questions import load_tasks, pick_questions, warn_of_evaluation_questions
 from rollout.stage import main
 from switchgen.errors import ConfigError, DataError, ModelError
 from switchgen.tasks import load_task
@@ -107,3 +107,29 @@ def test_a_reward_model_that_nobody_needs_warns(make_run: Any, home: Path, caplo
 def test_workers_must_be_positive(make_run: Any) -> None:
     with pytest.raises(ConfigError, match="workers: got 0"):
         main(make_run(), workers=0)
+
+
+def test_evaluation_questions_among_those_that_are_learned_from(
+    make_run: Any, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The task's two test rows are among its train rows: labels are made all the same, but not in silence."""
+    small = {"rollout": {"queries": 40, "states": 1, "completions": 1}, "tasks": [{"file": str(home / "ages.json")}]}
+    run = make_run("run", **small)
+    questions = pick_questions(load_tasks(run), 40, seed=0)
+    with caplog.at_level(logging.WARNING, "switchgen"):
+        warn_of_evaluation_questions(run, questions)
+    assert "rollout.split 'train': 2 of 40 questions are evaluation questions (split 'test')" in caplog.text
+    assert "is asked in the evaluation as ages/" in caplog.text
+    caplog.clear()
+    others = [question for question in questions if question.example.id not in ("0", "1")]
+    with caplog.at_level(logging.WARNING, "switchgen"):
+        warn_of_evaluation_questions(run, others)
+        warn_of_evaluation_questions(make_run("elsewhere", "evaluate.split=dev", **small), questions)
+    assert not caplog.text
+
+
+def test_the_stage_looks_for_evaluation_questions(make_run: Any, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run("run", "rollout.split=test", "rollout.states=1", tasks=[{"file": str(home / "ages.json")}])
+    with caplog.at_level(logging.WARNING, "switchgen"):
+        main(run)
+    assert "2 of 2 questions are evaluation questions" in caplog.text

@@ -111,6 +111,21 @@ def test_a_finished_run_is_not_begun_again(finished: Run, monkeypatch: pytest.Mo
     }
 
 
+def test_a_summary_of_fewer_states_is_made_anew(make_run: Any) -> None:
+    """More was asked for, and the kill came between the last state and its summary: the old one is not the answer."""
+    main(make_run("run", "rollout.queries=1"))
+    run = make_run("run", "rollout.queries=3")
+    path = run.dir / "rollout" / "summary.json"
+    old = path.read_text()
+    whole = main(run)
+    path.write_text(old)
+    again = main(run)
+    assert {key: value for key, value in again.items() if key != "command"} == {
+        key: value for key, value in whole.items() if key != "command"
+    }
+    assert json.loads(path.read_text()) == again
+
+
 def test_scores_equal_those_of_rows_that_share_nothing(finished: Run, labels_of: ReadLabels) -> None:
     _assert_equal_alone(finished, labels_of(finished))
 

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from rollout.states import NO_BORDER, REPEATED, TOO_LONG, decision_borders, draw_border, prefix_of, shares
+from rollout.states import (
+    NO_BORDER,
+    REPEATED,
+    TOO_LONG,
+    Branch,
+    decision_borders,
+    draw_border,
+    find_twins,
+    prefix_of,
+    shares,
+)
 from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig, DecodingConfig
 from switchgen.loop import Loop
@@ -107,3 +117,18 @@ def test_reasons_why_there_is_no_state() -> None:
     assert draw_border(_trace(finish="too_long"), PLAIN, (0.0, 0.9), ()) == TOO_LONG
     assert draw_border(_trace(finish="context"), PLAIN, (0.0, 0.9), ()) == NO_BORDER
     assert draw_border(_trace((0, 0)), PLAIN, (0.0, 0.9), ()) == (0, 0.0)
+
+
+def test_twins_where_a_context_had_no_room(pool: Pool) -> None:
+    """A candidate without room writes nothing after the empty prefix; two of them are twins, one that wrote is none."""
+
+    def branch(writer: int, finish: Any, *segments: Segment) -> Branch:
+        row = Row(pool, Query.from_text("?"), 0)
+        for segment in segments:
+            row.append(segment)
+        row.trace.finish = finish
+        return Branch(writer, row=row)
+
+    branches = [branch(0, "context"), branch(1, None, Segment(1, "x", (5,), "length")), branch(2, "context")]
+    find_twins(branches)
+    assert [one.twin_of for one in branches] == [None, None, 0]
