@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from infer.serve.answers import Answer, Scored, score_answer
-from infer.serve.asked import Asked, scorer_of, understand
+from infer.serve.asked import Asked, check_prompts_fit, scorer_of, understand
 from infer.serve.feed import Feed, Piece
 from infer.serve.protocol import ApiError, ChatBody, CompletionBody
 from infer.serve.worker import Ticket, Worker
@@ -55,7 +55,7 @@ async def _begin(worker: Worker, body: ChatBody | CompletionBody, events: asynci
     def begin() -> Asked:
         asked = understand(worker, body)
         if isinstance(body, CompletionBody) and body.echo and body.num_top is not None:
-            scorer_of(asked)
+            check_prompts_fit(asked, scorer_of(asked))
         if body.limit != 0:
             worker.enter(_tickets(asked, body, events, loop))
         return asked

@@ -38,8 +38,10 @@ def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
     largest = int(worker.run.recipe.serve.max_body_mb * 2**20)
 
     def check_key(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if api_key is not None and not secrets.compare_digest(given.encode(), api_key.encode()):
+        # Headers are read as Latin-1: what the client sent are these bytes.
+        kind, _, given = request.headers.get("authorization", "").strip().partition(" ")
+        sent = given.strip() if kind.lower() == "bearer" else ""
+        if api_key is not None and not secrets.compare_digest(sent.encode("latin-1"), api_key.encode()):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def refuse(_: Request, error: Exception) -> JSONResponse:
@@ -90,7 +92,7 @@ async def read_body(request: Request, largest: int) -> Any:
         largest: bytes that are read at most.
 
     Raises:
-        ApiError: 413, too large; 400, no JSON.
+        ApiError: 413, too large; 400, no JSON, or a half of a surrogate pair in it, which no tokenizer takes.
     """
     raw = b""
     async for part in request.stream():
@@ -98,7 +100,11 @@ async def read_body(request: Request, largest: int) -> Any:
         if len(raw) > largest:
             raise ApiError(413, f"the request is larger than {largest} bytes", code="request_too_large")
     try:
-        return json.loads(raw)
+        value = json.loads(raw)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ApiError(400, "the request holds half a surrogate pair, which is no text", code="invalid_json") from None
     except (ValueError, RecursionError):
         raise ApiError(400, "the request's body is no JSON", code="invalid_json") from None
 

@@ -149,6 +149,21 @@ def _raw_prompt(pool: Pool, index: int, prompt: str | Sequence[int]) -> Prompt:
     return query, ids
 
 
+def check_prompts_fit(asked: Asked, candidate: int) -> None:
+    """See that a candidate can read the prompts whose tokens it is to score.
+
+    Raises:
+        ApiError: 400, one is longer than its context.
+    """
+    allowed = asked.writer.pool.candidates[candidate].engine.max_positions
+    longest = max(len(row.prompt_ids(candidate)) for row in asked.rows)
+    if longest > allowed:
+        raise ApiError(
+            400, f"the prompt ({longest} tokens) is longer than the model's context ({allowed})",
+            code="context_length_exceeded", param="prompt",
+        )  # fmt: skip
+
+
 def scorer_of(asked: Asked) -> int:
     """The candidate whose log-probabilities of a prompt are meant.
 

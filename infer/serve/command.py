@@ -39,7 +39,9 @@ def main(run: Run, *, host: str | None = None, port: int | None = None, say: Cal
 
     settings = run.recipe.serve
     host, port = host or settings.host, settings.port if port is None else port
-    api_key = os.environ.get(API_KEY) or None
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"serve: port {port}; allowed: 0 (a free one) to 65535")
+    api_key = os.environ.get(API_KEY, "").strip() or None
     if api_key is None and host not in _LOCAL:
         logger.warning("serve: listening on %s without an API key: everybody who reaches it may use it; set %s",
                        host, API_KEY)  # fmt: skip

@@ -205,7 +205,12 @@ def parse(kind: type[Kind], value: Any) -> Kind:
     except ValidationError as error:
         problems = error.errors()
         where = ".".join(str(part) for part in problems[0]["loc"])
-        if problems[0]["type"] == "extra_forbidden":
+        kind_of_problem = problems[0]["type"]
+        if kind_of_problem == "model_type":
+            message = "the request's body must be a JSON object"
+        elif problems[0]["loc"][:1] == ("prompt",) and kind_of_problem != "missing":
+            where, message = "prompt", "prompt: allowed: a text, token ids, or a list of either"
+        elif kind_of_problem == "extra_forbidden":
             message = f"{where}: not supported here; allowed: {', '.join(kind.model_fields)}"
         else:
             message = f"{where}: {problems[0]['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -153,9 +153,12 @@ class Worker:
         """Put a request's rows in the queue, all or none.
 
         Raises:
-            ApiError: 429, too many rows wait already.
+            ApiError: 429, too many rows wait already; 400, more rows than may ever wait.
         """
         allowed = self.max_waiting + self.run.recipe.engine.max_rows
+        if len(tickets) > allowed:
+            raise ApiError(400, f"{len(tickets)} answers are asked for at once; at most {allowed} here",
+                           code="invalid_value", param="n")  # fmt: skip
         if self._num_rows + len(tickets) > allowed:
             raise ApiError(
                 429, f"{self._num_rows} answers are being written or wait, {allowed} may; try again later",

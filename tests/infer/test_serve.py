@@ -23,10 +23,12 @@ openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 
 from infer.serve.app import make_app  # noqa: E402
+from infer.serve.command import main as serve  # noqa: E402
 from infer.serve.feed import Feed, Piece  # noqa: E402
 from infer.serve.worker import Worker  # noqa: E402
 from switchgen.api import generate  # noqa: E402
 from switchgen.config import DecodingConfig  # noqa: E402
+from switchgen.errors import ConfigError  # noqa: E402
 from switchgen.ids import content_hash  # noqa: E402
 from switchgen.rows import Row  # noqa: E402
 from switchgen.rundir import Run  # noqa: E402
@@ -343,7 +345,7 @@ def test_nothing_of_a_stop_string_is_sent(server: Server) -> None:
         ({"messages": [{"role": "user", "content": "Vudak " * 2000}]}, 400, "no room"),
         ({"messages": [{"role": "user", "content": "Vudak " * 2000}], "stream": True}, 400, "no room"),
         ({"stream": True, "logprobs": True}, 400, "logprobs"),
-        ({"n": 97}, 429, "try again"),
+        ({"n": 97}, 400, "at most 96 here"),
     ],
 )
 def test_chats_that_are_refused(server: Server, settings: dict[str, Any], status: int, said: str) -> None:
@@ -364,17 +366,25 @@ def test_chats_that_are_refused(server: Server, settings: dict[str, Any], status
         ({"prompt": "x", "max_tokens": 0}, "echo"),
         ({"prompt": "x", "best_of": 3}, "best_of"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": ["x"] * 97}, "at most 96 here"),
+        ({"prompt": ["x", [1]]}, "a text, token ids, or a list of either"),
+        ({"model": "aligned", "prompt": "Vudak " * 2000, "echo": True, "logprobs": 1, "max_tokens": 0}, "context"),
     ],
 )
 def test_completions_that_are_refused(server: Server, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
-        server.client().completions.create(model="switchgen/random", **settings)
+        server.client().completions.create(**{"model": "switchgen/random", **settings})
 
 
 def test_bodies_that_are_refused(server: Server) -> None:
     url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
     assert httpx.post(url, content=b"{").json()["error"]["code"] == "invalid_json"
     assert httpx.post(url, content=b'"' + b"x" * (9 << 20)).status_code == 413
+    assert httpx.post(url, content=b"[]").json()["error"]["message"] == "the request's body must be a JSON object"
+    for body in (rb'{"model": "random", "prompt": "a\ud800"}', b'{"model": "random", "prompt": "a\xed\xa0\x80"}',
+                 rb'{"model": "random", "prompt": "a", "stop": "\ud800"}'):  # fmt: skip
+        answer = httpx.post(url.replace("chat/", ""), content=body)
+        assert answer.status_code == 400 and "surrogate" in answer.json()["error"]["message"]
     assert httpx.get(url).status_code == 405
     assert httpx.get(f"http://127.0.0.1:{server.port}/v2").json()["error"]["message"] == "Not Found"
     assert httpx.get(f"http://127.0.0.1:{server.port}/health").status_code == 200
@@ -386,6 +396,9 @@ def test_the_key_and_a_round_that_fails(home: Path, tmp_path: Path, monkeypatch:
         for key in ("wrong", "sécret".encode().decode("latin-1")):
             with pytest.raises(openai.AuthenticationError):
                 running.client(key.encode("ascii", "ignore").decode()).models.list()
+        url = f"http://127.0.0.1:{running.port}/v1/models"
+        for scheme, status in (("Bearer ", 200), ("bearer  ", 200), ("", 401), ("Basic ", 401)):
+            assert httpx.get(url, headers={"Authorization": f"{scheme}secret"}).status_code == status
         client = running.client("secret")
         settings = {"model": "aligned", "messages": MESSAGES, "seed": 1}
         before = client.chat.completions.create(**settings).choices[0].message.content
@@ -396,6 +409,19 @@ def test_the_key_and_a_round_that_fails(home: Path, tmp_path: Path, monkeypatch:
             client.chat.completions.create(**settings)
         monkeypatch.setattr(engine, "write", write)
         assert client.chat.completions.create(**settings).choices[0].message.content == before
+
+
+def test_a_key_of_other_letters(home: Path, tmp_path: Path) -> None:
+    with serving(open_ladder(home, tmp_path), api_key="schlüssel-鍵") as running:
+        url = f"http://127.0.0.1:{running.port}/v1/models"
+        for key, status in (("schlüssel-鍵", 200), ("schlussel-鍵", 401)):
+            assert httpx.get(url, headers={"Authorization": f"Bearer {key}".encode()}).status_code == status
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_there_is_not(home: Path, tmp_path: Path, port: int) -> None:
+    with pytest.raises(ConfigError, match=rf"port {port}; allowed: 0 \(a free one\) to 65535"):
+        serve(open_ladder(home, tmp_path), port=port, say=print)
 
 
 def test_the_command(home: Path, tmp_path: Path) -> None:
