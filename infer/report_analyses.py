@@ -8,7 +8,7 @@ from typing import Any
 
 from infer.report_data import Responses, read_document
 from infer.report_text import markdown_table
-from infer.report_view import number
+from infer.report_view import is_fraction, number, shares_of
 from infer.segment_lengths import best_settings, tasks_of
 from infer.sequences import SequenceEffect, helpfulness_of, sequence_effects
 from switchgen.baselines import family_of
@@ -58,7 +58,10 @@ def _sequences(responses: Responses | None, candidates: Sequence[str]) -> JSON:
     for policy in responses.policies if responses else []:
         if family_of(policy, candidates) != "Taking turns" or responses is None:
             continue
-        spoken = [one for (own, _), tally in responses.tallies.items() if own == policy for one in tally.spoken]
+        by_task = [tally.spoken for (own, _), tally in responses.tallies.items() if own == policy]
+        shares = [own for own in by_task if is_fraction(*(one.score for one in own))]
+        # Rewards have another unit: they enter where there is nothing else.
+        spoken = [one for own in shares or by_task for one in own]
         if not spoken or len(spoken) > _TOO_MANY:
             continue
         effects = sequence_effects(spoken)
@@ -68,16 +71,16 @@ def _sequences(responses: Responses | None, candidates: Sequence[str]) -> JSON:
                 "title": policy,
                 "head": ["speakers", "responses", "share", "effect", "95% interval"],
                 "rows": [
-                    [" → ".join(one.writers), str(one.count), f"{number(one.share, True)}%", _signed(one.effect),
-                     _between(one.low, one.high)]
+                    [" → ".join(one.writers), str(one.count), f"{number(one.share, True)}%",
+                     number(one.effect, bool(shares), sign=True), _between(one.low, one.high, bool(shares))]
                     for one in shown
                 ],
             })  # fmt: skip
     return {
         "id": "sequences", "title": "Speaker sequences", "tables": tables,
         "note": "Who wrote consecutive segments. Effect: mean score of the responses that contain the sequence minus "
-        "that of those that do not, task by task, in points of the score (percent where it is a share). The policy "
-        "chose the writers by what it read, so an effect is a description and no cause.",
+        "that of those that do not, task by task, in points of the score: percent of shares, beside which rewards are "
+        "left out, else the reward's own. The policy chose the writers by what it read, so an effect is a description and no cause.",
     }  # fmt: skip
 
 
@@ -86,10 +89,12 @@ def _of_length(effects: Sequence[SequenceEffect], length: int) -> list[SequenceE
 
 
 def _helpfulness(results: Mapping[str, Any]) -> JSON:
-    rows = [
-        [one.policy, one.candidate, _signed(one.helps), _between(one.low, one.high), number(one.alone, True)]
-        for one in helpfulness_of(results)
-    ]
+    shares = shares_of(results)
+    rows = []
+    for one in helpfulness_of(results):
+        percent = shares.get(one.task, True)
+        rows.append([one.policy, one.candidate, number(one.helps, percent, sign=True),
+                     _between(one.low, one.high, percent), number(one.alone, percent)])  # fmt: skip
     head = ["policy", "candidate", "with − without", "95% interval", "alone"]
     return {
         "id": "helpfulness",
@@ -105,7 +110,7 @@ def _segments(document: Mapping[str, Any] | None) -> JSON:
     tables = []
     if document:
         best = best_settings(dict(document))
-        tasks = tasks_of(dict(document))
+        tasks, shares = tasks_of(dict(document)), shares_of(document)
         cells = {(row["policy"], row["task"], row["setting"]): row for row in document["rows"]}
         for policy in document["policies"]:
             rows = []
@@ -114,7 +119,8 @@ def _segments(document: Mapping[str, Any] | None) -> JSON:
                 for task in tasks:
                     row = cells[policy, task, setting]
                     mark = " ▲" if best[policy, task] == setting else ""
-                    line.append(f"{number(row['value'], True)} [{_between(row['low'], row['high'])}]{mark}")
+                    interval = _between(row["low"], row["high"], shares[task])
+                    line.append(f"{number(row['value'], shares[task])} [{interval}]{mark}")
                 rows.append(line)
             tables.append({"title": policy, "head": ["segment", *tasks], "rows": rows})
     return {
@@ -154,12 +160,8 @@ def _safety(document: Mapping[str, Any] | None) -> JSON:
 def _rate(row: Mapping[str, Any], key: str) -> str:
     if row.get(key) is None:
         return "–"
-    return f"{number(row[key], True)} [{_between(row[f'{key}_low'], row[f'{key}_high'])}]"
+    return f"{number(row[key], True)} [{_between(row[f'{key}_low'], row[f'{key}_high'], True)}]"
 
 
-def _signed(value: float | None) -> str:
-    return number(value, True, sign=True)
-
-
-def _between(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{number(low, True)}, {number(high, True)}"
+def _between(low: float | None, high: float | None, percent: bool) -> str:
+    return "" if low is None or high is None else f"{number(low, percent)}, {number(high, percent)}"

@@ -32,6 +32,7 @@ from infer.report_view import (
     panels_of,
     price,
     rivals_of,
+    shares_of,
     surplus_of,
     table_of,
 )
@@ -99,7 +100,7 @@ def render_page(
         surplus=surplus_of(responses, focus, candidates) if responses and focus else {},
         sweep=None if sweep is None else sweep_view(dict(sweep)),
         analyses=analyses,
-        distillation=_tables(meta.get("distillation")),
+        distillation=_tables(meta.get("distillation"), shares_of(results)),
         responses=responses,
         embedded=Markup(responses.embedded) if responses else None,
         settings=Markup(safe_json({"focus": focus, "rivals": rivals, "writers": writers})),
@@ -234,15 +235,19 @@ def _thirds(panel: Panel, writer: int) -> list[float]:
     return [float(panel.share_BW[a:b, writer].mean()) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _tables(value: Any) -> list[dict[str, Any]]:
-    """A free-form part of the meta data as tables: lists of records, and what else there is as key and value."""
+def _tables(value: Any, shares: Mapping[str, bool]) -> list[dict[str, Any]]:
+    """A free-form part of the meta data as tables: lists of records, and what else there is as key and value.
+
+    Args:
+        shares: tasks → whether their values are shown in percent.
+    """
     if not isinstance(value, Mapping):
         return []
     tables: list[dict[str, Any]] = []
     loose: dict[str, Any] = {}
     for key, part in value.items():
         if isinstance(part, list) and part and all(isinstance(row, Mapping) for row in part):
-            tables.append({"title": str(key).replace("_", " "), **_records(part)})
+            tables.append({"title": str(key).replace("_", " "), **_records(part, shares)})
         else:
             loose[str(key)] = part
     if loose:
@@ -250,7 +255,7 @@ def _tables(value: Any) -> list[dict[str, Any]]:
     return tables
 
 
-def _records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _records(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, bool]) -> dict[str, Any]:
     """Records as head and rows; `low` and `high` become the interval of the value before them."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("low", "high")]
     lines = []
@@ -260,9 +265,10 @@ def _records(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             value = row.get(key)
             signed = key == "difference"
             if key in ("difference", "value") and isinstance(value, int | float):
-                text = number(value, abs(value) <= 1, sign=signed)
+                percent = shares.get(str(row.get("task")), abs(value) <= 1)
+                text = number(value, percent, sign=signed)
                 if row.get("low") is not None and row.get("high") is not None:
-                    low, high = (number(row[end], abs(value) <= 1, sign=signed) for end in ("low", "high"))
+                    low, high = (number(row[end], percent, sign=signed) for end in ("low", "high"))
                     text += f" [{low} to {high}]"
                 line.append(text)
             else:

@@ -113,6 +113,14 @@ def is_fraction(*values: float | None) -> bool:
     return all(value is None or 0 <= value <= 1 for value in values)
 
 
+def shares_of(results: Row) -> dict[str, bool]:
+    """Task → whether its values are shares under every policy, the mean's too: what the whole page shows it in."""
+    values: dict[str, list[float | None]] = {}
+    for row in results.get("rows") or []:
+        values.setdefault(row["task"], []).extend(row.get(key) for key in ("value", "low", "high"))
+    return {task: is_fraction(*own) for task, own in values.items()}
+
+
 def number(value: float | None, percent: bool, sign: bool = False) -> str:
     """`53.8` for .538 in percent, `-6.91` for a reward."""
     if value is None:
@@ -190,15 +198,18 @@ def comparisons_of(results: Row) -> list[Compared]:
     rows = [row for row in results.get("comparisons") or [] if row["difference"] is not None]
     tested = [row for row in rows if row.get("p") is not None]
     corrected = dict(zip([id(row) for row in tested], holm([row["p"] for row in tested]), strict=True))
-    reach = {}
+    shares = shares_of(results)
+    reach: dict[bool, float] = {}
+    in_percent = []
     for row in rows:
         ends = [abs(row[key]) for key in ("difference", "low", "high") if row.get(key) is not None]
-        percent = max(ends) <= 1
+        # A small difference of rewards is no share: the task's values decide.
+        percent = shares.get(row["task"], max(ends) <= 1)
+        in_percent.append(percent)
         reach[percent] = max([reach.get(percent, 0.0), *ends])
     compared = []
-    for row in rows:
+    for row, percent in zip(rows, in_percent, strict=True):
         low, high = (row["difference"] if row.get(key) is None else row[key] for key in ("low", "high"))
-        percent = max(abs(row["difference"]), abs(low), abs(high)) <= 1
         p = corrected.get(id(row))
         clear = p is not None and p <= CLEAR
         scale = 2 * (reach[percent] or 1.0)

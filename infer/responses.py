@@ -141,7 +141,9 @@ def write_missing(run: Run, folder: Path, tasks: Sequence[Questions], *, workers
         for worker, part in enumerate(parts)
         if part
     ]
-    with progress("evaluate", total=total, done=0, unit="response") as advance:
+    questions = sum(len(task.examples) for task in tasks)
+    wanted = questions * sum(len(run_seeds(run, policy)) for policy in run.recipe.evaluate.policies)
+    with progress("evaluate", total=wanted, done=wanted - total, unit="response") as advance:
         spent = do_shares(_write_share, shares, name="evaluate", folder=folder, report=advance)
     gather_shards(folder, responses)
     logger.info(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infer.choosing import BY_LIKELIHOOD
 from infer.questions import Questions, reference_text
 from infer.responses import responses_path, run_seeds
 from infer.results import Cell
@@ -35,7 +37,6 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
     judge = None if run.recipe.evaluate.judge is None else JudgeScorer(run.recipe.evaluate.judge)
     cells = []
     for policy in run.recipe.evaluate.policies:
-        seconds, tokens = 0.0, 0
         own = []
         for questions in tasks:
             for seed in run_seeds(run, policy):
@@ -43,12 +44,26 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
                 records = saved_responses(path, questions)
                 if _score(questions, records, reward, judge, again=rescore):
                     write_atomic(path, "".join(json_line(record).decode() for record in records.values()))
-                own.append(_cell(policy, questions, seed, records))
-                seconds += sum(record["seconds"] for record in records.values())
-                tokens += sum(record["usage"]["new_tokens"] for record in records.values())
-        # Rows of all tasks are written together: the time is shared out by tokens.
-        cells += [replace(cell, seconds=seconds * cell.tokens / max(tokens, 1)) for cell in own]
+                own.append((_cell(policy, questions, seed, records), records.values()))
+        cells += _timed(own)
     return cells
+
+
+def _timed(own: Sequence[tuple[Cell, Collection[JSON]]]) -> list[Cell]:
+    """One policy's cells with their seconds; beside each the saved responses, which may be more than the cell's.
+
+    Rows of all tasks are written together, so the time is shared out by tokens. Options that are chosen by likelihood
+    have no tokens, and a time of their own.
+    """
+    written = [record for cell, records in own if cell.metric != BY_LIKELIHOOD for record in records]
+    seconds = sum(record["seconds"] for record in written)
+    tokens = max(1, sum(record["usage"]["new_tokens"] for record in written))
+    return [
+        replace(cell, seconds=seconds * cell.tokens / tokens)
+        if cell.metric != BY_LIKELIHOOD
+        else replace(cell, seconds=statistics.fmean(record["seconds"] for record in records) * len(cell.scores))
+        for cell, records in own
+    ]
 
 
 def saved_responses(path: Path, questions: Questions) -> dict[str, JSON]:

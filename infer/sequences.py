@@ -131,6 +131,7 @@ class Helpfulness:
 
     policy: str
     candidate: str
+    task: str
     helps: float
     low: float | None
     high: float | None
@@ -153,7 +154,9 @@ def helpfulness_of(results: Mapping[str, Any]) -> list[Helpfulness]:
     tasks = list(dict.fromkeys(row["task"] for _, row in pairs))
     task = "mean" if "mean" in tasks else tasks[0] if len(tasks) == 1 else None
     return [
-        Helpfulness(row["policy"], name, row["difference"], row["low"], row["high"], values.get((name, task)))
+        Helpfulness(
+            row["policy"], name, row["task"], row["difference"], row["low"], row["high"], values.get((name, task))
+        )
         for name, row in pairs
         if row["task"] == task
     ]

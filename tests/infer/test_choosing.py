@@ -42,6 +42,7 @@ def test_the_likeliest_option_is_the_answer(make_run: MakeRun) -> None:
         assert record["output"] == max(per_byte, key=lambda label: per_byte[label]) == record["extracted"]
         assert record["segments"] == [] and record["usage"]["new_tokens"] == 0
     assert {row["metric"] for row in results["rows"] if row["task"] == "letters"} == {"choice_likelihood"}
+    assert all(row["seconds"] > 0 and row["tokens"] == 0 for row in results["rows"]), "reading takes time, too"
     assert evaluate(run, rescore=True)["rows"] == results["rows"]
     listed = make_run("listed", *settings, f"tasks.0.prompt={json.dumps(PROMPT)}", tasks=("letters",))
     evaluate(listed)

@@ -16,8 +16,9 @@ from script_modules import load_script
 
 from infer import report_data
 from infer.report import results_markdown, results_table, write_report
-from infer.report_analyses import read_analyses
+from infer.report_analyses import analyses_of, read_analyses
 from infer.report_data import Tally, read_responses, safe_json
+from infer.report_page import render_page
 from infer.report_sweep import read_sweep
 from infer.report_view import (
     Outcomes,
@@ -278,6 +279,47 @@ def test_comparisons_are_corrected_over_the_whole_table() -> None:
     ]
     results["comparisons"] += [base | {"task": "w", "difference": 0.1, "p": 0.9}]
     assert comparisons_of(results)[0].verdict == "not clear"
+
+
+def test_small_differences_of_rewards_are_no_shares(tmp_path: Path) -> None:
+    """A reward of 2.3 against 2.0 is 0.3 better, not 30 percent; what the task is worth decides, everywhere."""
+    compared = {"policy": "s", "against": "a", "difference": 0.3, "low": 0.1, "high": 0.5, "p": 0.01}
+    gains = [{"task": task, "difference": 0.3, "low": 0.1, "high": 0.5, "p": 0.01} for task in ("reward", "math")]
+    results = document(
+        row("a", "reward", 2.0), row("s", "reward", 2.3), row("a", "math", 0.2), row("s", "math", 0.5),
+        row("s~a", "reward", 2.0),
+        comparisons=[compared | {"task": "reward"}, compared | {"task": "math"},
+                     compared | {"task": "reward", "against": "s~a"}],
+        meta={"candidates": ["a"], "distillation": {"student_minus_a": gains}},
+    )  # fmt: skip
+    assert [(c.difference, c.interval) for c in comparisons_of(results)] == [
+        ("+0.30", "+0.10 to +0.50"), ("+30.0", "+10.0 to +50.0"), ("+0.30", "+0.10 to +0.50"),
+    ]  # fmt: skip
+    page = render_page(results, None)
+    assert re.findall(r"<td>(\+[\d.]+ \[[^<]*\])</td>", page) == ["+0.30 [+0.10 to +0.50]", "+30.0 [+10.0 to +50.0]"]
+    (helps,) = analyses_of(results, None, {})
+    assert helps["tables"][0]["rows"] == [["s", "a", "+0.30", "0.10, 0.50", "2.00"]]
+    settings = [{"setting": "5 tokens", **line} for line in results["rows"] if line["policy"] == "s"]
+    lengths = {"policies": ["s"], "settings": ["5 tokens"], "rows": settings}
+    (segments,) = analyses_of({}, None, {"segments": lengths})
+    assert segments["tables"][0]["rows"] == [["5 tokens", "2.30 [2.25, 2.35] ▲", "50.0 [45.0, 55.0] ▲"]]
+
+
+def test_speaker_sequences_of_rewards_stay_apart_from_those_of_shares(tmp_path: Path) -> None:
+    def spoken(task: str, writers: str, id: str, score: float) -> dict[str, Any]:
+        segments = [{"writer": w, "text": "x", "num_tokens": 1, "finish": "length", "scores": None} for w in writers]
+        return response("random", task, id, score=score, segments=segments)
+
+    for task, good, bad in (("math", 1.0, 0.0), ("reward", 9.0, -3.0)):
+        lines = [spoken(task, "ab", str(i), good) for i in range(4)] + [
+            spoken(task, "ba", f"b{i}", bad) for i in range(4)
+        ]
+        write_responses(tmp_path, *lines, name=f"random--{task}--0")
+    for tasks, effect in ((["math", "reward"], "+100.0"), (["reward"], "+12.00")):
+        found = read_responses(tmp_path, ["a", "b"], ["random"], tasks, only={"policies": ["random"], "tasks": tasks})
+        (sequences,) = analyses_of(document(candidates=("a", "b")), found, {})
+        rows = {line[0]: line[1:4] for line in sequences["tables"][0]["rows"]}
+        assert rows["a → b"] == ["4", "50.0%", effect]
 
 
 def test_wins_and_losses_pair_the_same_question_and_seed(tmp_path: Path) -> None:
