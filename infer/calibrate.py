@@ -120,25 +120,46 @@ def _values(record: JSON, metric: str) -> FloatArray:
 def compare(records: Sequence[JSON], x: str, y: str, resamples: int) -> list[JSON]:
     """Every point's quality and diversity with their ratios to the first point's, and bootstrap intervals over prompts.
 
+    A resample in which a ratio's denominator is 0 may stand for any ratio: it counts as 0 for the interval's low end
+    and as infinite for the high one, which is None where that decides it.
+
     Raises:
-        ConfigError: the first point's figure is not above 0, so that shares of it mean nothing.
+        ConfigError: no prompt has the figure at every point, or a denominator is 0 for all prompts together, so that
+            shares mean nothing.
     """
     found = [{"policy": record["policy"], "gamma": record["gamma"]} for record in records]
     for name, metric in (("quality", y), ("diversity", x)):
         values_PQ = np.stack([_values(record, metric) for record in records])
         values_PQ = values_PQ[:, np.isfinite(values_PQ).all(axis=0)]
+        if not values_PQ.size:
+            raise ConfigError(f"calibrate: no prompt has {metric} at every point; allowed: more sweep.prompts or "
+                              "sweep.samples, or another metric")  # fmt: skip
         means_RP = resampled_means(values_PQ, resample_counts(values_PQ.shape[1], resamples))
-        if (means_RP[:, 0] <= 0).any():
-            raise ConfigError(f"calibrate: the aligned model's {metric} is not above 0, and shares of it mean nothing")
         # Where less is more diverse the ratio is turned round.
         less_is_more = METRICS[metric].sign < 0
-        ratios_RP = means_RP[:, :1] / means_RP if less_is_more else means_RP / means_RP[:, :1]
+        above_RP, below_RP = (means_RP[:, :1], means_RP) if less_is_more else (means_RP, means_RP[:, :1])
+        below_RP = np.broadcast_to(below_RP, means_RP.shape)
         for index, entry in enumerate(found):
-            ratio = estimate(ratios_RP[:, index])
-            entry[name] = {
-                "value": float(means_RP[0, index]), "ratio": ratio.value, "low": ratio.low, "high": ratio.high,
-            }  # fmt: skip
+            if below_RP[0, index] <= 0:
+                whose = entry["policy"] if less_is_more else records[0]["policy"]
+                raise ConfigError(f"calibrate: the {metric} of {whose} is not above 0, and shares of it mean nothing")
+            entry[name] = {"value": float(means_RP[0, index])}
+            if index == 0:  # it divided by itself
+                entry[name] |= {"ratio": 1.0, "low": 1.0, "high": 1.0}
+                continue
+            entry[name] |= _ratio_of(np.broadcast_to(above_RP, means_RP.shape)[:, index], below_RP[:, index])
     return found
+
+
+def _ratio_of(above_R: FloatArray, below_R: FloatArray) -> JSON:
+    """The ratio of the sample (first) and its interval; `compare` says what becomes of zeros."""
+    known_R = below_R > 0
+    ratio_R = np.divide(above_R, below_R, out=np.zeros(len(below_R)), where=known_R)
+    low = estimate(ratio_R)
+    # A number beyond all others stands for infinity, with which quantiles cannot be interpolated.
+    beyond = 2 * ratio_R.max() + 1
+    high = estimate(np.where(known_R, ratio_R, beyond)).high
+    return {"ratio": low.value, "low": low.low, "high": high if high <= ratio_R.max() else None}
 
 
 def choose(considered: Sequence[JSON], quality: float | None, diversity: float | None) -> JSON:
@@ -171,4 +192,5 @@ def calibration_table(document: JSON) -> str:
 
 
 def _ratio(figure: JSON) -> str:
-    return f"{figure['ratio']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    high = "∞" if figure["high"] is None else f"{figure['high']:.3f}"
+    return f"{figure['ratio']:.3f} [{figure['low']:.3f}, {high}]"

@@ -80,7 +80,8 @@ def _sequences(responses: Responses | None, candidates: Sequence[str]) -> JSON:
         "id": "sequences", "title": "Speaker sequences", "tables": tables,
         "note": "Who wrote consecutive segments. Effect: mean score of the responses that contain the sequence minus "
         "that of those that do not, task by task, in points of the score: percent of shares, beside which rewards are "
-        "left out, else the reward's own. The policy chose the writers by what it read, so an effect is a description and no cause.",
+        "left out, else the reward's own. The policy chose the writers by what it read, so an effect is a description "
+        "and no cause.",
     }  # fmt: skip
 
 

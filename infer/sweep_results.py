@@ -13,6 +13,7 @@ Coverage and Dominance of a method are means over the planes. `tokens`, `seconds
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +23,8 @@ import numpy as np
 from infer.frontier import FloatArray, Plane, estimate, plane_scores, resample_counts
 from infer.sweep_methods import Point, kind_of
 from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY
+
+logger = logging.getLogger("switchgen")
 
 JSON = dict[str, Any]
 
@@ -65,9 +68,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def planes_of(points: Sequence[JSON]) -> list[tuple[str, str]]:
-    """The planes on which every point has figures."""
-    defined = [metric for metric in METRICS if all(metric in point["per_prompt"] for point in points)]
-    return [(x, y) for y in QUALITY for x in DIVERSITY if x in defined and y in defined]
+    """The planes on which every point has figures, both of them for one prompt at least."""
+    measured = [metric for metric in METRICS if any(metric in point["per_prompt"] for point in points)]
+    known_Q = {}
+    for metric in measured:
+        if all(metric in point["per_prompt"] for point in points):
+            values_PQ = np.array([point["per_prompt"][metric] for point in points], dtype=np.float64)
+            known_Q[metric] = np.isfinite(values_PQ).all(axis=0)
+    planes = [(x, y) for y in QUALITY for x in DIVERSITY if x in measured and y in measured]
+    kept = [(x, y) for x, y in planes if x in known_Q and y in known_Q and (known_Q[x] & known_Q[y]).any()]
+    if len(kept) < len(planes):
+        logger.warning(
+            "sweep: %d of %d planes are left out: no prompt has both figures at every point (short or empty responses "
+            "have no n-grams): %s", len(planes) - len(kept), len(planes),
+            ", ".join(f"{x} x {y}" for x, y in planes if (x, y) not in kept),
+        )  # fmt: skip
+    return kept
 
 
 def plane_of(points: Sequence[JSON], diversity: str, quality: str) -> Plane:
@@ -85,7 +101,8 @@ def score_methods(
 ) -> tuple[list[str], FloatArray, FloatArray]:
     """Names of the methods; their Coverage and Dominance on each plane and resample, two arrays [planes, R, M].
 
-    The same prompts are drawn on all planes, so that means over planes and differences of methods are paired.
+    Where all planes have figures for the same prompts, the same ones are drawn on all of them, so that means over
+    planes and differences of methods are paired.
     """
     methods: dict[str, list[int]] = {}
     for index, point in enumerate(points):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from infer.report_sweep import sweep_table
 from infer.sweep import main
 from infer.sweep_methods import default_methods, kind_of, points_of
 from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, lexical_metrics
+from infer.sweep_results import split_document
 from switchgen.candidates import Pool
 from switchgen.errors import ConfigError
 from switchgen.rundir import Run, open_run
@@ -275,9 +277,35 @@ def test_ratios_by_hand() -> None:
     counts = resample_counts(2, 200)
     expected = estimate((counts @ [0.8, 0.6]) / (counts @ [1.0, 0.6]))
     assert (found[1]["quality"]["low"], found[1]["quality"]["high"]) == pytest.approx((expected.low, expected.high))
+    made[0]["per_prompt"]["validity"] = [0.0, 0.5]
+    found = compare(made, "self_bleu", "validity", 200)
+    # A quarter of the resamples hold the first prompt alone: there the ratio is without bounds.
+    assert found[1]["quality"]["ratio"] == pytest.approx(1.4 / 0.5)
+    assert found[1]["quality"]["low"] == 0.0 and found[1]["quality"]["high"] is None
+    assert [found[0][axis][end] for axis in ("quality", "diversity") for end in ("low", "high")] == [1.0] * 4
     made[0]["per_prompt"]["validity"] = [0.0, 0.0]
     with pytest.raises(ConfigError, match="not above 0"):
         compare(made, "self_bleu", "validity", 10)
+    made[0]["per_prompt"]["validity"], made[1]["per_prompt"]["self_bleu"] = [1.0, 1.0], [0.0, 0.0]
+    with pytest.raises(ConfigError, match="self_bleu of r is not above 0"):
+        compare(made, "self_bleu", "validity", 10)
+    made[1]["per_prompt"]["self_bleu"], made[0]["per_prompt"]["self_bleu"] = [None, 0.5], [0.5, None]
+    with pytest.raises(ConfigError, match="no prompt has self_bleu at every point"):
+        compare(made, "self_bleu", "validity", 10)
+
+
+def test_a_plane_without_a_common_prompt_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Each point has distinct-3 for a prompt, none for the same one: nothing to compare there."""
+
+    def point(policy: str, distinct_3: list[float | None]) -> JSON:
+        per_prompt = {"distinct_1": [0.5, 0.7], "distinct_3": distinct_3, "likelihood": [-1.0, -2.0]}
+        return {"method": policy, "policy": policy, "kind": "token", "per_prompt": per_prompt}
+
+    with caplog.at_level(logging.WARNING, "switchgen"):
+        found = split_document([point("a", [0.5, None]), point("b", [None, 0.5])], ["1", "2"], [], 20)
+    assert found["planes"] == [["distinct_1", "likelihood"]]
+    assert "1 of 2 planes are left out" in caplog.text and "distinct_3 x likelihood" in caplog.text
+    assert all(method["coverage"]["value"] == 1.0 for method in found["methods"])
 
 
 # -- what is refused ----------------------------------------------------------
