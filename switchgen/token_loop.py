@@ -16,6 +16,7 @@ import torch
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Session
+from switchgen.engines.fitting import make_fewer, out_of_memory
 from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
@@ -84,7 +85,7 @@ class TokenLoop:
         exhausted = False
         while pens or not exhausted:
             finished: list[Row] = []
-            while not exhausted and len(pens) < self.max_rows:
+            while not exhausted and len(pens) < self._room:
                 try:
                     row = next(source)
                 except StopIteration:
@@ -97,15 +98,43 @@ class TokenLoop:
                 else:
                     finished.append(row)
             if pens:
-                room = not exhausted and len(pens) < self.max_rows
-                steps = self.decoding.segment.tokens if room else None
-                done, pens = self._step_until_done(pens, refill=not exhausted, max_steps=steps)
+                done, pens = self._turn(pens, exhausted=exhausted)
                 for pen in done:
                     self._sign(pen)
                     pen.row.release(self.readers)
                     self.policy.release(pen.row)
                 finished += [pen.row for pen in done]
             yield finished
+
+    @property
+    def _room(self) -> int:
+        """Rows that are stepped together: both models keep the caches of all of them."""
+        return min(self.max_rows, *(engine.max_slots for engine in self.engines))
+
+    def _turn(self, pens: list[_Pen], *, exhausted: bool) -> tuple[list[_Pen], list[_Pen]]:
+        """Step as many rows as there is room for; (done, still going). Half as many where they do not fit in memory.
+
+        Args:
+            exhausted: whether no more rows come.
+
+        Raises:
+            MemoryError, RuntimeError: a single row does not fit.
+        """
+        room = self._room
+        now, later = pens[:room], pens[room:]
+        steps = self.decoding.segment.tokens if not exhausted and len(pens) < room else None
+        try:
+            done, now = self._step_until_done(now, refill=not exhausted or bool(later), max_steps=steps)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or room == 1:
+                raise
+        else:
+            return done, [*now, *later]
+        # A token is appended for both models or for neither, so what the rows have got stands.
+        for engine in self.engines:
+            make_fewer(engine)
+        ended = [pen for pen in pens if pen.row.trace.finish is not None]
+        return ended, [pen for pen in pens if pen.row.trace.finish is None]
 
     def _admit(self, row: Row) -> bool:
         needed = self.decoding.max_new_tokens + MAX_UTF8_EXTRA

@@ -39,6 +39,12 @@ class Context:
     last_used: int = 0
     """The engine's clock when it was last needed."""
 
+    @property
+    def place(self) -> int:
+        """Its slot, where it surely has one."""
+        assert self.slot is not None, "a context that was not given a slot, or has lost it"
+        return self.slot
+
 
 Listener = Callable[[int, bytes], None]
 """Told of a token: its index in the segment, and its bytes. A batch that is tried again tells of its tokens again."""
@@ -131,6 +137,8 @@ class Engine(Protocol):
     stop_ids: frozenset[int]
     max_positions: int
     """Longest context in tokens."""
+    max_slots: int
+    """Rows that it works on at a time."""
     hidden_size: int
     """Numbers in a hidden state."""
     stats: EngineStats

@@ -59,11 +59,12 @@ def in_batches(
             continue
         for context, length in zip(contexts[part], lengths, strict=True):
             del context.ids[length:]
-        _make_fewer(engine)
+        make_fewer(engine)
     return results
 
 
-def _make_fewer(engine: Fitted) -> None:
+def make_fewer(engine: Fitted) -> None:
+    """Drop the engine's caches and let it keep half as many; warns once an engine."""
     fits = engine.max_slots // 2
     # One warning; that the first halving was not enough is only worth a line in the log.
     level = logging.INFO if engine.halved else logging.WARNING

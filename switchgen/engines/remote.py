@@ -59,6 +59,7 @@ class RemoteEngine:
         self.stop_ids = stop_ids
         self.max_positions = max_positions
         self.hidden_size = hidden_size
+        self.max_slots = in_flight
         self.stats = EngineStats()
         self.banned_ids = torch.empty(0, dtype=torch.long)
         self.takes_tokens = takes_tokens

@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from switchgen.engines.base import Context, EngineStats, WriteItem, Written
+from switchgen.engines.fitting import in_batches
 from switchgen.engines.scoring import TokenScore, score_tokens
 from switchgen.engines.transformers import TOLERANCE, banned_tokens
 from switchgen.engines.writing import write_segments
@@ -60,6 +61,7 @@ class SnapshotEngine:
         self.max_positions = max_positions
         self.hidden_size: int = model.config.get_text_config().hidden_size
         self.max_slots = max_slots
+        self.halved = False
         self.stats = EngineStats()
         self.device = model.get_input_embeddings().weight.device
         self._activate = activate or (lambda: None)
@@ -82,14 +84,14 @@ class SnapshotEngine:
         self, items: Sequence[WriteItem], params: SamplingParams, rule: SegmentRule, stop: Sequence[bytes] = ()
     ) -> list[Written]:
         """Write one segment per item; more items than caches are written in several batches."""
-        written: list[Written] = []
-        for start in range(0, len(items), self.max_slots):
-            batch = items[start : start + self.max_slots]
+
+        def work(batch: Sequence[WriteItem]) -> list[Written]:
             session = self.begin([item.context for item in batch])
-            written += write_segments(
+            return write_segments(
                 session, batch, params, rule, stop, self.vocabulary, self.stop_ids, self.banned_ids, self.stats
             )
-        return written
+
+        return in_batches(self, items, [item.context for item in items], work)
 
     def begin(self, contexts: Sequence[Context]) -> SnapshotSession:
         """Rows to be stepped; what their caches miss is fed with the first step."""

@@ -206,9 +206,7 @@ class SlotEngine:
     ) -> torch.Tensor:
         """One packed forward of each context's next tokens; hidden state or logits after each, [rows, H or V]."""
         started = time.perf_counter()
-        spans = [
-            (context.slot or 0, context.cached, len(chunk)) for context, chunk in zip(contexts, chunks, strict=True)
-        ]
+        spans = [(context.place, context.cached, len(chunk)) for context, chunk in zip(contexts, chunks, strict=True)]
         device = self.device
         ids_T = torch.tensor([token for chunk in chunks for token in chunk], device=device)
         slots_T = torch.tensor([slot for slot, _, count in spans for _ in range(count)], device=device)
@@ -249,6 +247,7 @@ class SlotEngine:
 
         Of each context all but the last `leave` tokens are wanted.
         """
+        assert len(contexts) <= self.max_slots, "more rows than slots would take each other's"
         parents = {
             id(context.parent): context.parent
             for context in contexts
@@ -324,10 +323,10 @@ class SlotEngine:
         for first, last in length_groups([context.cached for context in by_length]):
             run = by_length[first:last]
             # Rows that are in their run's slots already stay where they are.
-            moving = [context for context in run if not first <= (context.slot or 0) < last]
+            moving = [context for context in run if not first <= context.place < last]
             for context in run:
-                if first <= (context.slot or 0) < last:
-                    residents[context.slot or 0] = context
+                if first <= context.place < last:
+                    residents[context.place] = context
             for slot in range(first, last):
                 if residents[slot] is None:
                     residents[slot] = moving.pop()
@@ -339,13 +338,13 @@ class SlotEngine:
         """Move rows so that the first slots are these contexts'; who sat there takes the slots they left."""
         count = len(residents)
         staying = {id(context) for context in residents}
-        left = [context.slot or 0 for context in residents if (context.slot or 0) >= count]
+        left = [context.place for context in residents if context.place >= count]
         guests = [owner for owner in self._owners[:count] if owner is not None and id(owner) not in staying]
         targets = [*zip(residents, range(count), strict=True), *zip(guests, left, strict=False)]
         moves = [(context, target) for context, target in targets if context.slot != target]
         for slot in left:
             self._owners[slot] = None
-        copied = [(context.slot or 0, target, context.cached) for context, target in moves if context.cached]
+        copied = [(context.place, target, context.cached) for context, target in moves if context.cached]
         for context, target in moves:
             self._owners[target], context.slot = context, target
         if copied:

@@ -24,11 +24,16 @@ Pick = Callable[[list[torch.Tensor], At, bytes], int]
 """Who writes (0 the base, 1 the aligned model), by both models' logits [1, V], the place, and the text so far."""
 
 
-def make_pair(stops: tuple[str, str] = ("<|end|>", "<|end|>"), kinds: tuple[str, str] = ("llama", "llama")) -> Pool:
+def make_pair(
+    stops: tuple[str, str] = ("<|end|>", "<|end|>"),
+    kinds: tuple[str, str] = ("llama", "llama"),
+    max_slots: tuple[int, int] = (128, 128),
+) -> Pool:
     """Two models of random weights and one vocabulary.
 
     Args:
         stops: each one's end of text.
+        max_slots: rows whose caches each one keeps.
     """
     tokenizer = make_tokenizer(400)
     vocabulary = Vocabulary(tokenizer, "test")
@@ -39,8 +44,9 @@ def make_pair(stops: tuple[str, str] = ("<|end|>", "<|end|>"), kinds: tuple[str,
             vocabulary,
             stop_ids=frozenset([tokenizer.convert_tokens_to_ids(stop)]),
             max_positions=1024,
+            max_slots=slots,
         )
-        for seed, (name, stop, kind) in enumerate(zip(("base", "aligned"), stops, kinds, strict=True))
+        for seed, (name, stop, kind, slots) in enumerate(zip(("base", "aligned"), stops, kinds, max_slots, strict=True))
     ]
     return Pool([Candidate(engine.name, engine, "chat") for engine in engines])
 

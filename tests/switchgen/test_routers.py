@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, route, written
+from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, make_pair, route, written
 
 from switchgen import Pool, Query, generate
 from switchgen.errors import ConfigError
@@ -219,6 +220,35 @@ def test_extremes_token_for_token(pair: Pool, router: str, same_as: str) -> None
 @pytest.mark.parametrize("router", ["baco-rand@0.5", "baco-p@0.2", "baco-h-punc@2.0"])
 def test_batched_equals_alone(pair: Pool, router: str) -> None:
     assert_batched_equals_alone(pair, router)
+
+
+@pytest.mark.parametrize("max_slots", [(3, 128), (128, 2), (1, 1)])
+@pytest.mark.parametrize("kinds", [("llama", "llama"), ("llama", "bloom")])
+def test_more_rows_than_caches(pair: Pool, kinds: tuple[str, str], max_slots: tuple[int, int]) -> None:
+    """Rows in flight took each other's slots where `engine.kv_budget` was below `engine.max_rows`."""
+    narrow = make_pair(kinds=kinds, max_slots=max_slots)
+    wide = pair if kinds == ("llama", "llama") else make_pair(kinds=kinds)
+    assert written(narrow, "baco-rand@0.5") == written(wide, "baco-rand@0.5")
+
+
+def test_rows_that_do_not_fit_in_memory(pair: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that holds the caches of two rows: fewer rows at a time, and the same tokens."""
+    narrow = make_pair(max_slots=(8, 8))
+    aligned = narrow.candidates[1].engine
+    plain = aligned._forward
+
+    def forward(module: Any, plan: Any, ids: Any, *rest: Any, **settings: Any) -> Any:
+        if len(ids) > 2:
+            raise MemoryError
+        return plain(module, plan, ids, *rest, **settings)
+
+    monkeypatch.setattr(aligned, "_forward", forward)
+    assert written(narrow, "baco-rand@0.5") == written(pair, "baco-rand@0.5")
+    assert {candidate.engine.max_slots for candidate in narrow} == {2}
+    monkeypatch.setattr(aligned, "max_slots", 1)
+    monkeypatch.setattr(aligned, "_forward", lambda *_, **__: forward(None, None, [0] * 3))
+    with pytest.raises(MemoryError):
+        written(narrow, "baco-rand@0.5")
 
 
 def test_against_a_plain_loop(pair: Pool) -> None:
