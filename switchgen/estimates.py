@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from switchgen.config import CandidateConfig, Recipe
+from switchgen.engines.transformers import MAX_PACKED
 from switchgen.loading import pick_device
 
 PROMPT_TOKENS = 96
 """A prompt's length where it is not known: tokens."""
-MAX_PACKED = 4096
-"""Tokens of the largest packed read (`engines.transformers`)."""
 SIGNATURE_TOKENS = 16
 """Roughly what signs one segment in the switcher's prompt."""
 QUESTION_TOKENS = 28

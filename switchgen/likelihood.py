@@ -12,6 +12,7 @@ import torch
 
 from switchgen.candidates import Candidate
 from switchgen.engines.base import Context
+from switchgen.engines.local import LocalEngine
 from switchgen.engines.remote import RemoteEngine
 from switchgen.errors import ConfigError
 from switchgen.trace import Query
@@ -82,8 +83,8 @@ def _read(
         length = len(context) + len(continuation)
         ids_BT[index, :length] = torch.tensor([*context, *continuation])
         mask_BT[index, :length] = 1
-    model = candidate.engine.model  # type: ignore[attr-defined]
-    device = model.device
+    assert isinstance(candidate.engine, LocalEngine), "checked by the caller"
+    model, device = candidate.engine.model, candidate.engine.device
     logits_BTV = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False).logits
     logits_BTV = logits_BTV[:, :-1].to(torch.promote_types(logits_BTV.dtype, torch.float32))
     next_BT = ids_BT[:, 1:].to(device)

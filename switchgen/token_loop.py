@@ -17,6 +17,8 @@ from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Session
 from switchgen.engines.fitting import make_fewer, out_of_memory
+from switchgen.engines.snapshot import SnapshotEngine
+from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
@@ -50,7 +52,7 @@ class TokenLoop:
         self.max_rows = max_rows
         self.params = SamplingParams(decoding.temperature, decoding.top_p)
         self.places = (policy.base, policy.aligned)
-        self.engines: list[Engine] = [pool.candidates[place].engine for place in self.places]
+        self.engines = [_local(pool.candidates[place].engine) for place in self.places]
         self.vocabulary = policy.vocabulary
         self._stop = [string.encode() for string in decoding.stop]
         # Between the extremes of an average either model's end of text ends the row; else each knows its own only.
@@ -307,6 +309,11 @@ class TokenLoop:
             text = raw.decode("utf-8", errors="replace")
             trace.segments.append(Segment(self.places[pen.writers[start]], text, tuple(pen.ids[start:end]), finish))
             start = end
+
+
+def _local(engine: Engine) -> SlotEngine | SnapshotEngine:
+    assert isinstance(engine, SlotEngine | SnapshotEngine), "a router reads logits: checked by make_router"
+    return engine
 
 
 def _segment_finish(finish: TraceFinish | None) -> SegmentFinish:

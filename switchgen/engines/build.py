@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from switchgen.engines.base import Context
+from switchgen.engines.local import TOLERANCE, input_device
 from switchgen.engines.snapshot import SnapshotEngine
-from switchgen.engines.transformers import TOLERANCE, SlotEngine
+from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import one_line
 from switchgen.vocabulary import Vocabulary
 
@@ -60,8 +61,7 @@ def _check_ids(model: PreTrainedModel) -> list[int]:
 def _plain_logits(model: PreTrainedModel, activate: Callable[[], None] | None) -> torch.Tensor:
     if activate is not None:
         activate()
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([_check_ids(model)], device=device)
+    ids = torch.tensor([_check_ids(model)], device=input_device(model))
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1].double()
     return logits
 
@@ -87,7 +87,7 @@ def _disagreement(engine: SlotEngine, reference: torch.Tensor) -> str | None:
     # The check's few tokens lie within any window: see that the attention function was told of it at all.
     plan = engine.cache.plan
     assert plan is not None
-    if _slides(engine.model) and all(window is None for window, *_ in plan.masks):
+    if _slides(engine.model) and all(window is None for _, window, _ in plan.masks):
         return "its attention does not say how far its window reaches"
     return None
 

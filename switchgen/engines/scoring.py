@@ -21,14 +21,16 @@ class TokenScore:
 
 
 @torch.inference_mode()
-def score_tokens(model: PreTrainedModel, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
+def score_tokens(
+    model: PreTrainedModel, device: torch.device, ids: Sequence[int], first: int, num_top: int
+) -> list[TokenScore]:
     """Scores of `ids[first:]`, without a cache.
 
     Args:
         model: with the right adapter switched on.
+        device: where it takes its token ids.
         num_top: how many of the likeliest tokens each score names.
     """
-    device = model.get_input_embeddings().weight.device
     start = max(first, 1)
     scores = [TokenScore(ids[0], None)] if first == 0 else []
     if len(ids) <= start:

@@ -1,31 +1,29 @@
-"""KV caches as preallocated slots, and attention that reads them.
+"""KV caches as preallocated slots.
 
 One rule makes ragged batches simple: row i owns positions 0 … len_i - 1 of its slot. New keys and values are written
-at len_i, attention sees positions up to the token's own, and whatever lies beyond the length is garbage that the same
-rule hides until it is overwritten. Rewinding is a smaller length; a fork is a copied row. Nothing is left-padded, no
-model code is touched: the slots are layers of an ordinary transformers `Cache`, and the attention function is
-registered under its own name.
+at len_i, attention (`engines.attention`) sees positions up to the token's own, and whatever lies beyond the length is
+garbage that the same rule hides until it is overwritten. Rewinding is a smaller length; a fork is a copied row. Nothing
+is left-padded, no model code is touched: the slots are layers of an ordinary transformers `Cache`.
+
+A model's layers may lie on several devices (`device_map`): each layer's slots lie where its keys are computed, and what
+a plan says of a forward is copied there once.
 
 Shapes: S slots, H KV heads, P positions (K of them attended to), D head size, n rows of a decode step, T tokens of a
-packed read, G query heads per KV head.
+packed read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ATTENTION = "switchgen_slots"
 _GROWTH = 128
 # What one more attention call costs, in positions read.
 _CALL_COST = 256
@@ -46,35 +44,21 @@ class Plan:
     after this forward) of each group of them that is attended to together."""
     max_length: int
     """Longest row after this forward."""
-    masks: dict[tuple[int | None, int, torch.device], list[torch.Tensor]] = field(default_factory=dict)
-    """Float masks by sliding window, query heads per KV head and device, built by the first layer that needs them."""
+    masks: dict[tuple[torch.device, int | None, int], list[torch.Tensor]] = field(default_factory=dict)
+    """`attention.masks_of` by device, sliding window and query heads per KV head: built by the first layer that needs
+    them."""
+    indices: dict[tuple[torch.device, int, int], torch.Tensor] = field(default_factory=dict)
+    """`index` by device, KV heads and positions, likewise."""
     parts: list[Part] = field(default_factory=list)
     """Rows of several caches in one decode step; each has a plan of its own."""
 
-    def mask(self, window: int | None, heads: int, like: torch.Tensor) -> list[torch.Tensor]:
-        """Additive masks: one [n_i, 1, 1, K_i] per group of a decode step, one [1, 1, G * t_i, K_i] per chunk read.
-
-        Args:
-            heads: query heads per KV head (G).
-            like: the queries, whose dtype and device the masks take: layers of one model may lie on several devices.
-        """
-        device, dtype = like.device, like.dtype
-        key = (window, heads, device)
-        if key not in self.masks:
-            if self.groups:
-                positions = self.positions_T.to(device)
-                found = [
-                    _additive(positions[first:last, None, None, None], length, window, dtype)
-                    for first, last, length in self.groups
-                ]
-            else:
-                found = []
-                for _, first, count in self.chunks:
-                    query = torch.arange(first, first + count, device=device)[None, None, :, None]
-                    mask = _additive(query, first + count, window, dtype)
-                    found.append(mask.repeat(1, 1, heads, 1) if heads > 1 and count > 1 else mask)
-            self.masks[key] = found
-        return self.masks[key]
+    def index(self, heads: int, positions: int, device: torch.device) -> torch.Tensor:
+        """Place of each fed (token, head) in a pool flattened to [S * H * P, D]; the same for every layer."""
+        key = (device, heads, positions)
+        if key not in self.indices:
+            rows_TH = self.slots_T[:, None] * heads + torch.arange(heads, device=self.slots_T.device)
+            self.indices[key] = (rows_TH * positions + self.positions_T[:, None]).flatten().to(device)
+        return self.indices[key]
 
 
 @dataclass(slots=True)
@@ -114,14 +98,6 @@ def length_groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return groups
 
 
-def _additive(query: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    keys = torch.arange(length, device=query.device)
-    hidden = keys > query
-    if window is not None:
-        hidden = hidden | (keys <= query - window)
-    return torch.zeros(hidden.shape, dtype=dtype, device=query.device).masked_fill_(hidden, float("-inf"))
-
-
 def _zeros(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """Zeros of a tensor's type. On CPU they are pages that the system hands out when they are first written."""
     if like.device.type != "cpu":
@@ -155,7 +131,7 @@ class SlotLayer(CacheLayerMixin):
         assert plan is not None
         for pool, states in ((self.keys, key_states), (self.values, value_states)):
             heads, positions, size = pool.shape[1:]
-            index = self.cache.flat_index(plan, heads, positions, states.device)
+            index = plan.index(heads, positions, pool.device)
             # [n, H, 1, D] and [1, H, T, D] both become [T * H, D], token by token.
             flat = states.transpose(1, 2).reshape(-1, size)
             pool.view(-1, size).index_copy_(0, index, flat)
@@ -185,8 +161,6 @@ class SlotCache(Cache):
         self._longest = 0
         """Positions that any row has reached."""
         self.plan: Plan | None = None
-        self._indices: dict[tuple[int, torch.device], torch.Tensor] = {}
-        """Of the present plan, by KV heads and device."""
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def set_plan(self, plan: Plan) -> None:
@@ -196,16 +170,6 @@ class SlotCache(Cache):
             self._resize(self.num_slots, -(-grown // _GROWTH) * _GROWTH)
         self._longest = max(self._longest, plan.max_length)
         self.plan = plan
-        self._indices = {}
-
-    def flat_index(self, plan: Plan, heads: int, positions: int, device: torch.device) -> torch.Tensor:
-        """Index of each (token, head) in a pool flattened to [S * H * P, D]; the same for every layer on a device."""
-        if (heads, device) not in self._indices:
-            head_H = torch.arange(heads, device=plan.slots_T.device)
-            rows_TH = plan.slots_T[:, None] * heads + head_H
-            index = (rows_TH * positions + plan.positions_T[:, None]).flatten()
-            self._indices[heads, device] = index.to(device)
-        return self._indices[heads, device]
 
     def clear(self) -> None:
         """Give all memory back."""
@@ -214,7 +178,6 @@ class SlotCache(Cache):
             layer.is_initialized = False
         self.num_slots = self.num_positions = self.expected = self._longest = 0
         self.plan = None
-        self._indices = {}
 
     def add_slots(self, num_slots: int) -> None:
         """Grow to that many slots, empty ones behind those that are there."""
@@ -247,94 +210,3 @@ class SlotCache(Cache):
             if layer.is_initialized
             for pool in (layer.keys, layer.values)
         )
-
-
-def slot_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    slot_plan: Plan | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention over slots when a plan is given; transformers' own sdpa otherwise.
-
-    Args:
-        query: [n, H * G, 1, D] for a decode step, [1, H * G, T, D] for a packed read.
-        key, value: the pools [S, H, P, D].
-
-    Returns:
-        [n, 1, H * G, D] or [1, T, H * G, D].
-    """
-    if slot_plan is None:
-        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-            sliding_window=sliding_window, softcap=softcap, **kwargs,
-        )  # fmt: skip
-        return result
-    if slot_plan.parts:
-        outs = [
-            slot_attention(
-                module, query[part.first : part.last], *part.pools, None, scaling=scaling, slot_plan=part.plan,
-                sliding_window=sliding_window, softcap=softcap,
-            )[0]
-            for part in slot_plan.parts
-        ]  # fmt: skip
-        return torch.cat(outs), None
-    masks = slot_plan.mask(sliding_window, query.shape[1] // key.shape[1], query)
-    parts = []
-    if slot_plan.groups:
-        for (start, end, length), mask in zip(slot_plan.groups, masks, strict=True):
-            rows = slice(start, end)
-            parts.append(_grouped(query[rows], key[rows, :, :length], value[rows, :, :length], mask, scaling, softcap))
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out.transpose(1, 2).contiguous(), None
-    start = 0
-    for (slot, first, count), mask in zip(slot_plan.chunks, masks, strict=True):
-        length = first + count
-        part = query[:, :, start : start + count]
-        parts.append(
-            _grouped(part, key[slot : slot + 1, :, :length], value[slot : slot + 1, :, :length], mask, scaling, softcap)
-        )
-        start += count
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _grouped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Attention with each KV head's query heads folded into the query length, so that keys are never expanded.
-
-    The mask is folded already.
-    """
-    batch, query_heads, count, size = query.shape
-    heads = key.shape[1]
-    groups = query_heads // heads
-    folded = query.reshape(batch, heads, groups * count, size)
-    if softcap is None:
-        out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
-    else:
-        scale = scaling if scaling is not None else size**-0.5
-        scores = torch.tanh(folded @ key.transpose(-1, -2) * scale / softcap) * softcap + mask
-        out = torch.softmax(scores, dim=-1) @ value
-    return out.reshape(batch, query_heads, count, value.shape[-1])
-
-
-def register() -> None:
-    """Make the attention known to transformers under `ATTENTION`; calling it again changes nothing."""
-    functions: tuple[tuple[Any, Callable[..., Any]], ...] = (
-        (AttentionInterface, slot_attention),
-        (AttentionMaskInterface, sdpa_mask),
-    )
-    for interface, function in functions:
-        interface.register(ATTENTION, function)

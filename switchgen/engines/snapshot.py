@@ -17,10 +17,9 @@ from typing import Any, Literal
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from switchgen.engines.base import Context, EngineStats, WriteItem, Written
+from switchgen.engines.base import Context, WriteItem, Written
 from switchgen.engines.fitting import in_batches
-from switchgen.engines.scoring import TokenScore, score_tokens
-from switchgen.engines.transformers import TOLERANCE, banned_tokens
+from switchgen.engines.local import TOLERANCE, LocalEngine
 from switchgen.engines.writing import write_segments
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
@@ -40,8 +39,12 @@ class _Snapshot:
     """After the last token that was fed, shape [V]."""
 
 
-class SnapshotEngine:
-    """Engine over one transformers cache per row; same contract as `SlotEngine`."""
+class SnapshotEngine(LocalEngine):
+    """Engine over one transformers cache per row; same contract as `SlotEngine`.
+
+    Args:
+        max_slots: rows whose caches are kept; see also `LocalEngine`.
+    """
 
     def __init__(
         self,
@@ -54,22 +57,11 @@ class SnapshotEngine:
         max_slots: int = 128,
         activate: Callable[[], None] | None = None,
     ) -> None:
-        self.name = name
-        self.model = model
-        self.vocabulary = vocabulary
-        self.stop_ids = stop_ids
-        self.max_positions = max_positions
-        self.hidden_size: int = model.config.get_text_config().hidden_size
+        super().__init__(
+            name, model, vocabulary, stop_ids=stop_ids, max_positions=max_positions, activate=activate
+        )  # fmt: skip
         self.max_slots = max_slots
-        self.halved = False
-        self.stats = EngineStats()
-        self.device = model.get_input_embeddings().weight.device
-        self._activate = activate or (lambda: None)
         self._snapshots: OrderedDict[int, _Snapshot] = OrderedDict()
-        logits_size = model.get_output_embeddings().weight.shape[0]
-        self.banned_ids = torch.tensor(
-            banned_tokens(vocabulary, stop_ids, logits_size), dtype=torch.long, device=self.device
-        )
         # Mamba calls its cache by another name, and takes no notice of the usual one.
         names = inspect.signature(model.forward).parameters
         self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in names), None)
@@ -119,11 +111,6 @@ class SnapshotEngine:
         """Forget all contexts."""
         for snapshot in list(self._snapshots.values()):
             self.release(snapshot.context)
-
-    def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
-        """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
-        self._activate()
-        return score_tokens(self.model, ids, first, num_top)
 
     @torch.inference_mode()
     def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:

@@ -306,7 +306,7 @@ def test_who_leaves_takes_the_rows_along(server: Server) -> None:
         candidate.engine.stats.decoded_tokens - start for candidate, start in zip(server.pool, written, strict=True)
     )
     assert decoded < 2 * 16 * 400 * 0.8
-    assert all(owner is None for candidate in server.pool for owner in candidate.engine._owners)
+    assert all(owner is None for candidate in server.pool for owner in candidate.engine.table.owners)
 
 
 def test_nothing_of_a_stop_string_is_sent(server: Server) -> None:

@@ -272,7 +272,7 @@ def test_each_model_reads_a_prefix_once(make_run: Any) -> None:
         others = sum(length - 1 for writer, length in enumerate(lengths) if writer != index)
         assert whole[index][0] - trace_alone[index][0] == prompt + prefix + others
         assert engines[index].stats.evicted_rows == 0
-        assert not any(engines[index]._owners), "every row is released"
+        assert not any(engines[index].table.owners), "every row is released"
     assert record["tokens"] == sum(drawn for _, drawn in whole), "a state costs what was drawn for it"
 
 
@@ -289,7 +289,7 @@ def test_engines_forget_every_row(make_run: Any) -> None:
     assert len(records) == 12
     assert not loop.branch_writers and not loop.pausing and not labelling._then
     for candidate in writer.pool:
-        assert not any(candidate.engine._owners)
+        assert not any(candidate.engine.table.owners)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from reference import Ladder, collaborate, first_difference, make_ladder, make_policy, respond, switcher_scores
 from transformers import GenerationConfig
 
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, WriteItem
+from switchgen.engines.build import build_engine
 from switchgen.ids import derive_seed
 from switchgen.loop import Loop
 from switchgen.policies import SwitcherPolicy
@@ -165,6 +168,52 @@ def test_reads_longer_than_a_pack() -> None:
     assert engine.stats.read_tokens == 6000 and engine.stats.scored_tokens == 8
     for row, context in enumerate(contexts[:2]):
         assert torch.allclose(got[row], plain_logits(ladder, 0, [*context.ids, 9, 8])[[20, 21]], atol=1e-9)
+
+
+def test_one_forward_reads_no_more_than_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt beyond it was read in one forward, whose masks alone take memory with the square of its length."""
+    monkeypatch.setattr("switchgen.engines.transformers.MAX_PACKED", 16)
+    ladder = make_ladder(["llama"])
+    engine = ladder.pool.candidates[0].engine
+    fed: list[int] = []
+    plain = engine.forward
+
+    def forward(module: Any, plan: Any, ids: torch.Tensor, *rest: Any, **settings: Any) -> Any:
+        fed.append(ids.shape[1])
+        return plain(module, plan, ids, *rest, **settings)
+
+    monkeypatch.setattr(engine, "forward", forward)
+    contexts = [Context(random_ids(length, length)) for length in (50, 5, 33)]
+    for context, row in zip(contexts, engine.label_logits(contexts, [9, 8], [20, 21]), strict=True):
+        assert torch.allclose(row, plain_logits(ladder, 0, [*context.ids, 9, 8])[[20, 21]], atol=1e-9)
+        context.ids.extend(random_ids(40, 1))
+    assert engine.stats.read_tokens == 88
+    with torch.inference_mode():
+        session = engine.begin(contexts)
+        for context, row in zip(session.contexts, session.logits(), strict=True):
+            assert torch.allclose(row, plain_logits(ladder, 0, context.ids), atol=1e-9)
+    assert engine.stats.read_tokens == 88 + 3 * 39
+    for context in contexts:
+        engine.release(context)
+    states = engine.hidden(contexts)
+    assert torch.allclose(states, torch.cat([engine.hidden([Context(list(one.ids))]) for one in contexts]), atol=1e-9)
+    assert max(fed) == 16
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["llama", "jamba"])
+def test_weights_that_are_kept_elsewhere(kind: str) -> None:
+    """accelerate brings offloaded weights (`device_map`) where they are used; until then they are on no device."""
+    plain = make_ladder([kind]).plain[0]
+    vocabulary, stop_ids = plain.candidate.vocabulary, plain.candidate.engine.stop_ids
+    offloaded = cpu_offload(plain.model, torch.device("cpu"))
+    engine = build_engine("c0", offloaded, vocabulary, stop_ids=stop_ids, max_positions=512)
+    assert type(engine) is type(plain.candidate.engine) and engine.device.type == "cpu"
+    ids = random_ids(20, 3)
+    expected = plain.candidate.engine.begin([Context(list(ids))]).logits()
+    assert torch.allclose(engine.begin([Context(list(ids))]).logits(), expected, atol=1e-6)
+    scored = [score.logprob for score in engine.token_scores(ids, 1, 0)]
+    assert scored == pytest.approx([score.logprob for score in plain.candidate.engine.token_scores(ids, 1, 0)])
 
 
 def test_garbage_beyond_a_rows_length_is_never_seen() -> None:

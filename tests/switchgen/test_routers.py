@@ -235,18 +235,18 @@ def test_rows_that_do_not_fit_in_memory(pair: Pool, monkeypatch: pytest.MonkeyPa
     """Memory that holds the caches of two rows: fewer rows at a time, and the same tokens."""
     narrow = make_pair(max_slots=(8, 8))
     aligned = narrow.candidates[1].engine
-    plain = aligned._forward
+    plain = aligned.forward
 
     def forward(module: Any, plan: Any, ids: Any, *rest: Any, **settings: Any) -> Any:
         if len(ids) > 2:
             raise MemoryError
         return plain(module, plan, ids, *rest, **settings)
 
-    monkeypatch.setattr(aligned, "_forward", forward)
+    monkeypatch.setattr(aligned, "forward", forward)
     assert written(narrow, "baco-rand@0.5") == written(pair, "baco-rand@0.5")
     assert {candidate.engine.max_slots for candidate in narrow} == {2}
     monkeypatch.setattr(aligned, "max_slots", 1)
-    monkeypatch.setattr(aligned, "_forward", lambda *_, **__: forward(None, None, [0] * 3))
+    monkeypatch.setattr(aligned, "forward", lambda *_, **__: forward(None, None, [0] * 3))
     with pytest.raises(MemoryError):
         written(narrow, "baco-rand@0.5")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from switchgen.engines.slots import Plan, SlotCache, slot_attention
+from switchgen.engines.attention import slot_attention
+from switchgen.engines.slots import Plan, SlotCache
 
 HEADS, GROUPS, SIZE, POSITIONS = 2, 3, 8, 40
 
@@ -136,3 +137,20 @@ def test_without_a_plan_the_attention_is_transformers_own(pools: tuple[torch.Ten
         own = slice(0, position + 1)
         expected = textbook(query[0, :, position], key[0, :, own], value[0, :, own], None, None)
         assert torch.allclose(out[0, position], expected, atol=1e-12)
+
+
+def test_layers_on_several_devices(pools: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """A plan's tensors lie where the model takes its input; each layer's slots, places and masks where the layer is."""
+    cache = SlotCache(2)
+    cache.add_slots(2)
+    for plan in (
+        Plan(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), [(0, 0, 2), (1, 0, 1)], [], 2),
+        Plan(torch.arange(2), torch.tensor([2, 1]), [], [(0, 2, 3)], 3),
+    ):
+        cache.set_plan(plan)
+        shape = (2, HEADS, 1, SIZE) if plan.groups else (1, HEADS, 3, SIZE)
+        for layer, device in zip(cache.layers, ("cpu", "meta"), strict=True):
+            key, value = layer.update(torch.zeros(shape, device=device), torch.zeros(shape, device=device))
+            query = torch.zeros(shape, device=device).repeat(1, GROUPS, 1, 1)
+            out, _ = slot_attention(torch.nn.Module(), query, key, value, None, slot_plan=plan)
+            assert key.device.type == out.device.type == device
