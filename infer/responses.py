@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from switchgen.workers import (
     Stopwatch,
     do_shares,
     gather_shards,
+    log_spent,
     shard_folder,
     split,
     wait_for_leftovers,
@@ -75,10 +77,37 @@ def claim_responses(run: Run, folder: Path, tasks: Sequence[Questions], *, saved
     Raises:
         ConfigError: another recipe, other weights or other questions made them.
     """
+    others: dict[str, list[str]] = {}
+    messages = []
     for policy in run.recipe.evaluate.policies:
         settings = {"policy": policy, **fingerprint(run, policy)} if saved_only else response_claim(run, policy)
         for questions in tasks:
-            _claim(folder, policy, questions, settings, saved_only=saved_only)
+            try:
+                _claim(folder, policy, questions, settings, saved_only=saved_only)
+            except _MadeOtherwise as error:
+                others.setdefault(policy, []).append(questions.name)
+                messages.append(str(error))
+    if messages:
+        more = f"{len(messages) - 1} more sets of responses are not this recipe's. " if len(messages) > 1 else ""
+        raise ConfigError(f"{messages[0]}\n{more}To write them anew:\n  {_removal(folder, others, len(tasks))}")
+
+
+class _MadeOtherwise(ConfigError):
+    """A policy's responses to a task were made by another recipe."""
+
+
+def _removal(folder: Path, others: Mapping[str, Sequence[str]], num_tasks: int) -> str:
+    """The command that takes these tasks' responses by these policies away, with what they depend on."""
+    patterns = []
+    for policy, tasks in others.items():
+        name = file_name(policy)
+        if len(tasks) == num_tasks > 1:
+            patterns.append(f"*/{name}--*")
+        else:
+            sets = [f"{name}--{file_name(task)}" for task in tasks]
+            patterns += [pattern for one in sets for pattern in (f"claims/{one}", f"responses/{one}--*")]
+    there = [pattern for pattern in patterns if any(folder.glob(pattern))]
+    return " ".join(["rm -r", *(f"{shlex.quote(str(folder))}/{pattern}" for pattern in there)])
 
 
 def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[str, Any], *, saved_only: bool) -> None:
@@ -97,7 +126,7 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
     try:
         claim_stage(place, "evaluate", claim)
     except ConfigError as error:
-        raise ConfigError(f"{error}, together with {responses}") from None
+        raise _MadeOtherwise(str(error)) from None
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -146,11 +175,7 @@ def write_missing(run: Run, folder: Path, tasks: Sequence[Questions], *, workers
     with progress("evaluate", total=wanted, done=wanted - total, unit="response") as advance:
         spent = do_shares(_write_share, shares, name="evaluate", folder=folder, report=advance)
     gather_shards(folder, responses)
-    logger.info(
-        "evaluate: %d responses by %d worker%s, %.1f s to load, %.1f s to write", total, len(shares),
-        "" if len(shares) == 1 else "s", max(part.load_seconds for part in spent),
-        max(part.work_seconds for part in spent),
-    )  # fmt: skip
+    log_spent("evaluate", total, spent)
 
 
 def _missing(run: Run, folder: Path, policy: str, tasks: Sequence[Questions]) -> list[_Ask]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from switchgen.commandline import build_parser, parse_with_settings
-from switchgen.errors import ConfigError, SwitchgenError
+from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 
 Verb = Callable[[argparse.Namespace], None]
 
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwitchgenError as error:
         print(f"switchgen: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except WorkerError as error:
+        print(f"switchgen: {error}", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
         print("switchgen: stopped; start the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130

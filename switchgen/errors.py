@@ -1,4 +1,4 @@
-"""What the user got wrong, as exceptions. Our own mistakes are `assert`s."""
+"""What the user got wrong, as exceptions, and work that failed. Our own mistakes are `assert`s."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class ServerError(SwitchgenError):
 
 class ModelError(SwitchgenError):
     """A model, adapter or tokenizer is missing, broken, or does not fit its pool."""
+
+
+class WorkerError(RuntimeError):
+    """A process of the work failed or was killed: nobody's wrong input. What is finished is kept."""
 
 
 def one_line(error: Exception) -> str:

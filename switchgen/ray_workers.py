@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from switchgen.errors import ConfigError, SwitchgenError
-from switchgen.workers import Report, Share, Spent, T, Work, WorkerError, at_work, take_place
+from switchgen.errors import ConfigError, SwitchgenError, WorkerError
+from switchgen.workers import Report, Share, Spent, T, Work, at_work, take_place
 
 logger = logging.getLogger("switchgen")
 

@@ -11,6 +11,7 @@ however that ends; a new run waits for such leftovers before it looks at what is
 from __future__ import annotations
 
 import fcntl
+import logging
 import multiprocessing
 import os
 import shutil
@@ -25,10 +26,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from switchgen.errors import ConfigError, SwitchgenError
+from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 from switchgen.ids import share_of
 from switchgen.records import read_records
 from switchgen.rundir import Run, Shard, StorageError, storage
+
+logger = logging.getLogger("switchgen")
 
 _LEFTOVER_SECONDS = 20.0
 """How long a new run waits for the workers of a killed one."""
@@ -38,10 +41,6 @@ T = TypeVar("T")
 
 Report = Callable[[Any], None]
 """Tells the parent of one finished piece of work, after it is safe; what is told must pass between processes."""
-
-
-class WorkerError(RuntimeError):
-    """A worker process failed or was killed."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,13 @@ class Stopwatch:
 
 Work = Callable[[Share[T], Report], Spent]
 """Does a share; a function of a module, so that another process can find it."""
+
+
+def log_spent(stage: str, count: int, spent: Sequence[Spent]) -> None:
+    """One line on what a stage's workers did; the slowest one's seconds."""
+    loading, writing = (max(getattr(part, key) for part in spent) for key in ("load_seconds", "work_seconds"))
+    workers = f"{len(spent)} worker{'' if len(spent) == 1 else 's'}"
+    logger.info("%s: %d responses by %s, %.1f s to load, %.1f s to write", stage, count, workers, loading, writing)
 
 
 def num_workers_of(configured: int, asked: int | None) -> int:

@@ -17,9 +17,9 @@ from outcomes import final_state, repeated
 from rollout.stage import main as rollout
 from switchgen.__main__ import main as switchgen
 from switchgen.config import Recipe
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, WorkerError
 from switchgen.rundir import Run, open_run
-from switchgen.workers import Share, WorkerError, do_shares
+from switchgen.workers import Share, do_shares
 
 # A busy machine takes longer than half a minute to start Ray's processes; read when ray is imported.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")

@@ -171,12 +171,19 @@ def _quiet_libraries() -> Iterator[None]:
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     data_bars = not datasets.are_progress_bars_disabled()
+    # TRL's bar over the reference model's log-probabilities looks at this, when it begins; tqdm itself did at import.
+    switch, there = "TQDM_DISABLE", os.environ.get("TQDM_DISABLE")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    os.environ[switch] = "1"
     try:
         yield
     finally:
+        if there is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = there
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from switchgen.commandline import parse_with_settings
 from switchgen.config import CONFIGS_DIR, nearest
-from switchgen.errors import ConfigError, SwitchgenError
+from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 from switchgen.rundir import Run, open_run, write_provenance
 
 logger = logging.getLogger("switchgen")
@@ -83,7 +83,7 @@ def launch(
 
     Raises:
         ConfigError: the launcher or its settings are missing.
-        RuntimeError: the launched processes failed.
+        WorkerError: the launched processes failed.
     """
     if not command:
         write_provenance(run)
@@ -94,7 +94,7 @@ def launch(
     logger.info("%s", " ".join(words))
     code = subprocess.run(words, check=False).returncode
     if code:
-        raise RuntimeError(f"the {launcher} processes ended with code {code}; their messages are above")
+        raise WorkerError(f"the {launcher} processes ended with code {code}; their messages are above")
 
 
 def launcher_command(

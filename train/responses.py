@@ -8,6 +8,7 @@ checked, by id and by text, before anything is loaded.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from switchgen.workers import (
     Stopwatch,
     do_shares,
     gather_shards,
+    log_spent,
     shard_folder,
     split,
     wait_for_leftovers,
@@ -223,11 +225,7 @@ def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1
         with progress("distill: responses", **counts, unit="response") as advance:
             spent = do_shares(_write_share, shares, name="distill", folder=folder, report=advance)
         gather_shards(folder, folder)
-    logger.info(
-        "distill: %d responses by %d worker%s, %.1f s to load, %.1f s to write", len(missing), len(shares),
-        "" if len(shares) == 1 else "s", max(part.load_seconds for part in spent),
-        max(part.work_seconds for part in spent),
-    )  # fmt: skip
+    log_spent("distill", len(missing), spent)
 
 
 @dataclass(frozen=True)
@@ -282,7 +280,9 @@ def _score(question: Question, response: str | None, judge: RewardModelScorer | 
         return None
     if question.task.metric == _REWARD_MODEL:
         assert judge is not None
-        return judge.score_batch([question.query.messages], [response])[0]
+        value = judge.score_batch([question.query.messages], [response])[0]
+        # NaN: beyond the reward model's context. JSON has no such number.
+        return None if math.isnan(value) else value
     return question.task.score(response, question.example).value
 
 

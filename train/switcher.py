@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -171,9 +172,35 @@ def finished_summary(run: Run, settings: Mapping[str, Any]) -> dict[str, Any] | 
     """
     if not (run.switcher_adapter / "switchgen.json").is_file():
         return None
-    claim_stage(run.switcher_adapter, "train", settings)
+    try:
+        claim_stage(run.switcher_adapter, "train", settings)
+    except ConfigError:
+        if not _other_labels_alone(run, settings):
+            raise
+        raise ConfigError(
+            f"{run.switcher_adapter} was trained on other labels than those that are in {run.dir / 'rollout'} now. To "
+            f"train on these, and to make anew what was made with the old switcher:\n  {_removal(run)}"
+        ) from None
     logger.info("%s is finished; delete it to train again", run.switcher_adapter)
     return summary_of(run)
+
+
+def _other_labels_alone(run: Run, settings: Mapping[str, Any]) -> bool:
+    """Whether the finished switcher differs from the wanted one in its labels and nothing else."""
+    made_with = json.loads((run.switcher_adapter / "stage.json").read_text(encoding="utf-8"))["settings"]
+    wanted = json.loads(json.dumps(settings))
+    return bool({**made_with, "labels": None} == {**wanted, "labels": None})
+
+
+def _removal(run: Run) -> str:
+    """The command that takes away a switcher, and what this run folder holds of its making."""
+    made = ["switcher", "distill-data", "distilled"] if run.recipe.distill.policy == "switcher" else ["switcher"]
+    places = [shlex.quote(str(run.dir / name)) for name in made if (run.dir / name).exists()]
+    for policy in ("switcher", "routing", "distilled"):
+        # The policy's claims and responses; names of masked policies begin with the policy's.
+        if any(run.dir.glob(f"evaluation/*/{policy}*")):
+            places.append(f"{shlex.quote(str(run.dir))}/evaluation/*/{policy}*")
+    return f"rm -r {' '.join(places)}"
 
 
 def summary_of(run: Run) -> dict[str, Any]:

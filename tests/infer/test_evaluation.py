@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def test_responses_of_another_recipe(make_run: MakeRun, home: Path) -> None:
     kept = responses(run)
     with pytest.raises(ConfigError, match="made by another recipe") as caught:
         main(make_run("run", "evaluate.policies=[base]", "decoding.temperature=0.2"))
-    assert "decoding" in str(caught.value) and "base--ages--*.jsonl" in str(caught.value)
+    assert "decoding" in str(caught.value) and "responses/base--ages--*" in str(caught.value)
     with pytest.raises(ConfigError, match="made by another recipe"):
         main(make_run("run", "evaluate.policies=[base]", "decoding.temperature=0.2"), rescore=True)
     with pytest.raises(ConfigError, match="questions: was"):
@@ -207,6 +208,28 @@ def test_responses_of_another_recipe(make_run: MakeRun, home: Path) -> None:
     shutil.rmtree(run.dir / "evaluation" / "claims")
     with pytest.raises(ConfigError, match="nothing says how these responses were made"):
         main(run)
+
+
+def test_the_message_about_another_recipe_s_responses_is_a_command(make_run: MakeRun) -> None:
+    """All of them at once: after the command the same evaluation goes through, and what was not stale is kept."""
+    settings = ("evaluate.policies=[base, random]", "evaluate.seeds=[0]", "evaluate.limit=2")
+    run = make_run("run", *settings, tasks=("ages", "facts"))
+    main(run)
+    other = make_run("run", *settings, "decoding.temperature=0.2", tasks=("ages", "facts"))
+    with pytest.raises(ConfigError, match="3 more sets of responses are not this recipe's") as caught:
+        main(other)
+    command = str(caught.value).splitlines()[-1].strip()
+    assert command.split()[2:] == [f"{run.dir}/evaluation/*/{name}--*" for name in ("base", "random")]
+    (run.dir / "evaluation" / "responses" / "kept--ages--0.jsonl").touch()
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [path.name for path in (run.dir / "evaluation" / "responses").iterdir()] == ["kept--ages--0.jsonl"]
+    main(other)
+    asked = make_run("run", *settings, "decoding.temperature=0.2", "tasks.0.prompt='Say: {input}'",
+                     tasks=("ages", "facts"))  # fmt: skip
+    with pytest.raises(ConfigError, match="questions: was") as caught:
+        main(asked)
+    subprocess.run(["bash", "-c", str(caught.value).splitlines()[-1].strip()], check=True)
+    assert not list(run.dir.glob("evaluation/*/base--ages*")) and list(run.dir.glob("evaluation/*/base--facts*"))
 
 
 def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:

@@ -18,10 +18,9 @@ from kills import lines_in, worker_killed
 from infer.batch import main as infer
 from infer.evaluation import main as evaluate
 from infer.output_file import work_folder
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, WorkerError
 from switchgen.ids import share_of
 from switchgen.rundir import Run
-from switchgen.workers import WorkerError
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeRun = Callable[..., Run]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from switchgen.__main__ import VERBS
+from switchgen.__main__ import VERBS, main
 from switchgen.commandline import build_parser, parse_with_settings
+from switchgen.errors import WorkerError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -91,3 +92,16 @@ def test_every_script_that_takes_settings_takes_them_anywhere() -> None:
     assert len(takers) >= 6
     for path in takers:
         assert "parse_with_settings(parser)" in path.read_text(), path.name
+
+
+def test_a_lost_worker_is_a_message_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose(_: argparse.Namespace) -> None:
+        raise WorkerError("rollout-0 (process 7) died with exit code -9; what is finished is kept")
+
+    monkeypatch.setitem(VERBS, "report", lose)
+    assert main(["report", "lab"]) == 1
+    assert (
+        capsys.readouterr().err == "switchgen: rollout-0 (process 7) died with exit code -9; what is finished is kept\n"
+    )

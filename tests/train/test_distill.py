@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, DataError
 from switchgen.records import read_records
 from switchgen.rundir import Run, open_run
+from switchgen.scoring import RewardModelScorer
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
 from train.distill import main
-from train.responses import REASONS, read_responses, student_data, training_questions, write_responses
+from train.responses import REASONS, _score, read_responses, student_data, training_questions, write_responses
 
 TRAIN = {"learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 
@@ -271,6 +273,15 @@ def test_a_plain_base_learns_in_its_own_prompt(home: Path) -> None:
     config = CandidateConfig(name="base", model="x", prompt="Question: {query}\nAnswer:\n{trace}")
     data = student_data([hand_made("good")], config, vocabulary, 0, min_score=0, max_length=200)
     assert vocabulary.decode(data.rows[0]["input_ids"]) == "Question: Say <|end|> it\nAnswer:\ngood"
+
+
+def test_a_reward_model_without_a_score_leaves_none(distilled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its context a reward model scores NaN, for which JSON has no number."""
+    question = training_questions(distilled)[0]
+    judged = replace(question, task=replace(question.task, metric="reward_model"))
+    monkeypatch.setattr(RewardModelScorer, "score_batch", lambda *_: [float("nan")])
+    assert _score(judged, "a long one", RewardModelScorer("judge", too_long="nan")) is None
+    assert _score(judged, None, None) is None
 
 
 def test_read_responses_come_in_the_questions_order(distilled: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 from transformers import GenerationConfig
 
 from train import lab
-from train.ladder import load_rung
-from train.stages import sample_answers
+from train.ladder import chat_tokenizer, load_rung, new_model, train_tokenizer
+from train.stages import StageSteps, align, sample_answers
 from train.world import make_world
 from train.world_tasks import FAMILIES, family_items
 
@@ -30,6 +32,20 @@ class Config:
 def test_an_unknown_size_is_named_with_those_allowed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lab.size: got 'huge', allowed are small, tiny"):
         lab.build_lab(Config(size="huge"), tmp_path)
+
+
+@pytest.mark.slow
+def test_no_bars_of_the_libraries_while_a_rung_is_made(capfd: pytest.CaptureFixture[str]) -> None:
+    """TRL draws one while it scores the preferences by the reference model; ours stay."""
+    world, shape = make_world(5), lab.SIZES["tiny"].shape
+    tokenizer = chat_tokenizer(train_tokenizer(world, shape))
+    model = new_model(shape, tokenizer, seed=0)
+    with lab._quiet_libraries():
+        align(model, tokenizer, world, StageSteps(1, 2, 0.02, 3e-3), lambda *_: None)
+    assert "TQDM_DISABLE" not in os.environ
+    list(tqdm([1], desc="ours"))
+    shown = capfd.readouterr().err
+    assert "ours" in shown and "reference log probs" not in shown
 
 
 def _format_share_of_base(folder: Path, questions: list[str]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,28 @@ def test_another_recipes_switcher_is_not_overwritten(fitted: Run) -> None:
     other = open_run(str(fitted.source), ["train.args.learning_rate=0.5"], fitted.dir)
     with pytest.raises(ConfigError, match=r"train\.args\.learning_rate: was 0\.001, is 0\.5"):
         main(other)
+
+
+def test_more_labels_and_a_finished_switcher(tmp_path: Path) -> None:
+    """The message is a command: after it the same command trains on the new labels."""
+    run = fast_run(tmp_path, count=20)
+    main(run)
+    for name in ("claims/switcher--fruit", "claims/aligned--fruit", "responses"):
+        (run.dir / "evaluation" / name).mkdir(parents=True)
+    (run.dir / "distill-data").mkdir()
+    write_labels(run.dir, label_records(30))
+    with pytest.raises(ConfigError, match="was trained on other labels than those that are in") as caught:
+        main(run)
+    command = str(caught.value).splitlines()[-1].strip()
+    assert command.startswith("rm -r ")
+    subprocess.run(["bash", "-c", command], check=True)
+    left = {path.name for path in (*run.dir.iterdir(), *(run.dir / "evaluation" / "claims").iterdir())}
+    assert left == {"rollout", "evaluation", "aligned--fruit"}
+    assert main(run)["labels"]["records"] == 30
+    changed = open_run(str(run.source), ["train.args.learning_rate=0.5"], run.dir)
+    write_labels(run.dir, label_records(24))
+    with pytest.raises(ConfigError, match=r"labels: was .*\n.*train\.args\.learning_rate: was 0\.001, is 0\.5"):
+        main(changed)
 
 
 def test_the_same_seed_gives_the_same_adapter(fitted: Run, tmp_path: Path) -> None:
