@@ -118,21 +118,27 @@ VARIANTS = {
 def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> JSON:
     """Percent right by family on dev, their mean over the exact ones, and what it cost; from a finished run if any."""
     folder = (arguments.out / name).resolve()
-    figures = folder / "figures.json"
-    if figures.exists():
-        found: JSON = json.loads(figures.read_text(encoding="utf-8"))
-        return found
     folder.mkdir(parents=True, exist_ok=True)
     _link(folder / "lab", arguments.ladder)
     shared = [f"lab.seed={arguments.seed}", *arguments.overrides]
     half = open_run("lab", shared, folder).recipe.rollout.queries // 2
-    overrides = [*shared, *(part.replace("{half}", str(half)) for part in variant.overrides)]
-    started = time.perf_counter()
+    own = [part.replace("{half}", str(half)) for part in variant.overrides]
     if variant.switcher is not None:
-        overrides.append(f"switcher.adapter={(arguments.out / variant.switcher).resolve() / 'switcher'}")
-    elif "rollout.rounds=2" in overrides:
+        own.append(f"switcher.adapter={(arguments.out / variant.switcher).resolve() / 'switcher'}")
+    wanted = [f"evaluate.policies=[{variant.policy}]", f"evaluate.seeds={arguments.run_seeds}", "evaluate.split=dev"]
+    overrides = [*shared, *own, *wanted]
+    figures = folder / "figures.json"
+    if figures.exists():
+        found: JSON = json.loads(figures.read_text(encoding="utf-8"))
+        if found["overrides"] != overrides or not (folder / "lab").samefile(arguments.ladder):
+            raise SystemExit(
+                f"{folder} was made with other settings or another ladder: delete it, or name another --out"
+            )
+        return found
+    started = time.perf_counter()
+    if "rollout.rounds=2" in own:
         learn_to_switch(open_run("lab", overrides, folder))
-    else:
+    elif variant.switcher is None:
         if variant.labels is None:
             _verb("rollout", folder, overrides)
         else:
@@ -140,11 +146,6 @@ def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> J
         _verb("train", folder, overrides)
     if variant.policy == "distilled":
         _verb("distill", folder, overrides)
-    overrides += [
-        f"evaluate.seeds={arguments.run_seeds}",
-        f"evaluate.policies=[{variant.policy}]",
-        "evaluate.split=dev",
-    ]
     _verb("evaluate", folder, overrides)
     scores = {task: values.mean() for task, values in _scores(folder, overrides).items()}
     found = {family: round(100 * float(scores[family]), 1) for family in FAMILIES}
