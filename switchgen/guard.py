@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from switchgen.config import GuardConfig
 from switchgen.errors import ConfigError
@@ -17,6 +18,9 @@ from switchgen.rows import Row
 
 Messages = Sequence[Mapping[str, str]]
 Classify = Callable[[Messages], str | None]
+
+_REMEMBERED = 4096
+"""Conversations whose class is kept: more than are ever in flight."""
 
 
 def guard_mask(config: GuardConfig, names: Sequence[str]) -> Mask:
@@ -30,19 +34,21 @@ def guard_mask(config: GuardConfig, names: Sequence[str]) -> Mask:
     """
     classify = _patterns(config.patterns) if config.classify is None else _imported(config.classify)
     allowed = {kind: frozenset(map(names.index, members)) for kind, members in config.allow.items()}
-    known: dict[str, str | None] = {}
+
+    # A row asks again before every segment. The conversation as a whole is what is remembered, not its text, which
+    # another conversation may have, too; a server must not remember all of them.
+    @lru_cache(maxsize=_REMEMBERED)
+    def kind_of(conversation: tuple[tuple[tuple[str, str], ...], ...]) -> str | None:
+        return classify([dict(message) for message in conversation])
 
     def mask(row: Row) -> frozenset[int] | None:
         query = row.trace.query
-        if query.text not in known:
-            kind = classify(query.messages)
-            if kind is not None and kind not in allowed:
-                raise ConfigError(
-                    f"policy.guard.classify: {config.classify} returned {kind!r} for query {query.id!r}; allowed: "
-                    f"None, {', '.join(allowed)}"
-                )
-            known[query.text] = kind
-        kind = known[query.text]
+        kind = kind_of(tuple(tuple(message.items()) for message in query.messages))
+        if kind is not None and kind not in allowed:
+            raise ConfigError(
+                f"policy.guard.classify: {config.classify} returned {kind!r} for query {query.id!r}; allowed: "
+                f"None, {', '.join(allowed)}"
+            )
         return None if kind is None else allowed[kind]
 
     return mask

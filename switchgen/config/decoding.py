@@ -90,7 +90,7 @@ class DecodingConfig(Section):
 
     max_new_tokens: int = Field(512, ge=1, description="tokens of one response, all writers together")
     segment: SegmentConfig = Field(SegmentConfig(), description="a number of tokens will do")
-    temperature: float = Field(0.7, ge=0, description="0 is greedy")
+    temperature: float = Field(0.7, ge=0, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(0.9, gt=0, le=1, description="tokens are drawn from this nucleus")
     first: str | None = Field(None, description="candidate that always writes the first segment")
     last: str | None = Field(None, description="candidate that always writes the last segment")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from switchgen.config.section import Section
+from switchgen.config.section import Section, base_url
 
 
 class InferConfig(Section):
@@ -45,6 +45,11 @@ class JudgeConfig(Section):
     parallel: int = Field(8, ge=1, description="requests at a time")
     timeout: float = Field(120.0, gt=0, description="seconds a request")
     retries: int = Field(4, ge=0, description="how often a request is sent again")
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        return base_url(value)
 
     @field_validator("prompt")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from switchgen.config.section import Dtype, Section
+from switchgen.config.section import Dtype, Section, base_url
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = frozenset(
@@ -29,6 +29,11 @@ class RemoteConfig(Section):
     timeout: float = Field(300, gt=0, description="seconds for one request")
     retries: int = Field(8, ge=0, description="how often a request is sent again, to another replica if there is one")
     api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the API key, if any")
+
+    @field_validator("base_urls")
+    @classmethod
+    def _base_urls(cls, value: list[str]) -> list[str]:
+        return [base_url(url) for url in value]
 
 
 class CandidateConfig(Section):
@@ -104,7 +109,9 @@ class SwitcherConfig(Section):
     format: Literal["released", "compact"] = Field(
         "released", description="how an LM sees a signed trace: as the published switchers do, or in a few tokens"
     )
-    temperature: float = Field(1.0, gt=0, description="flattens (> 1) or sharpens (< 1) the probabilities")
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="flattens (> 1) or sharpens (< 1) the probabilities"
+    )
     top_p: float = Field(0.9, gt=0, le=1, description="the writer is drawn from this nucleus; near 0 means argmax")
     dtype: Dtype = Field("auto", description="as a candidate's; auto: the base candidate's own")
     device: str = Field("auto", description="as a candidate's; auto: the base candidate's own")

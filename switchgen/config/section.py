@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +20,18 @@ class Section(BaseModel):
     """A part of the recipe; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def base_url(text: str) -> str:
+    """A server's base URL as it is.
+
+    Raises:
+        ValueError: it is none, such as localhost:8000, which clients take for something else than a server.
+    """
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{text!r} is no base URL; allowed: http://… or https://…, e.g. http://localhost:8000/v1")
+    return text
 
 
 def nearest(word: str, allowed: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ class RemoteEngine:
         Raises:
             ServerError: no server answers a request, or one refuses it.
         """
-        return self.collect(items, self.send(items, params, rule), rule, stop)
+        return write_remotely([(self, items)], params, rule, stop)[0]
 
     def send(self, items: Sequence[WriteItem], params: SamplingParams, rule: SegmentRule) -> list[Future[Any]]:
         """Ask for the items' segments; the answers are to be collected."""
@@ -92,11 +92,7 @@ class RemoteEngine:
         self, items: Sequence[WriteItem], answers: Sequence[Future[Any]], rule: SegmentRule, stop: Sequence[bytes]
     ) -> list[Written]:
         """The segments, cut where they end, appended to their contexts."""
-        try:
-            choices = [answer.result() for answer in answers]
-        finally:
-            for answer in answers:
-                answer.cancel()
+        choices = [answer.result() for answer in answers]
         self.stats.steps += 1
         return [self._take(item, choice, rule, stop) for item, choice in zip(items, choices, strict=True)]
 
@@ -135,6 +131,10 @@ class RemoteEngine:
     def _lacks(self, what: str) -> ConfigError:
         return ConfigError(f"{self.name}: engine openai writes segments; it cannot be used {what}: that needs the "
                            "model in this process (engine: transformers)")  # fmt: skip
+
+    def give_up(self) -> None:
+        """Send nothing any more, on the way to the end of the process."""
+        self._replicas.stop()
 
     def release(self, context: Context) -> None:
         """Servers see for themselves what they keep."""
@@ -187,7 +187,8 @@ class RemoteEngine:
             written = advance(pen, token, rule, stop, self.vocabulary, self.stop_ids)
             if written is not None:
                 return written
-        return Written(pen.ids, "eos" if ended else "length")
+        # An answer without text does not move the row on, and would be the same again.
+        return Written(pen.ids, "eos" if ended or not pen.ids else "length")
 
     # -- prompts as text ------------------------------------------------------------------------------------------
 
@@ -229,11 +230,18 @@ def write_remotely(
     stop: Sequence[bytes] = (),
 ) -> list[list[Written]]:
     """Segments of several remote candidates, all their requests in flight together; in the parts' order."""
-    sent = [engine.send(items, params, rule) for engine, items in parts]
+    sent: list[list[Future[Any]]] = []
     try:
+        for engine, items in parts:
+            sent.append(engine.send(items, params, rule))
         return [
             engine.collect(items, answers, rule, stop) for (engine, items), answers in zip(parts, sent, strict=True)
         ]
+    except (KeyboardInterrupt, SystemExit):
+        # The process waits for its threads: they must not send the same requests again and again.
+        for engine, _ in parts:
+            engine.give_up()
+        raise
     finally:
         # Where one was given up, the others need not be asked for any more.
         for answer in chain.from_iterable(sent):

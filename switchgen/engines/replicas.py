@@ -56,6 +56,7 @@ class Replicas:
         self.pause = pause
         self._replicas = [_Replica(url.rstrip("/")) for url in urls]
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # The number of requests in flight is limited by who sends them.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -93,8 +94,13 @@ class Replicas:
         raise ServerError(f"{self.name}: no server answered in {self.retries + 1} tries; the last one: {problem}")
 
     def _take(self) -> _Replica:
-        """The least busy server that is not left out; waits for the first to come back where all are."""
-        while True:
+        """The least busy server that is not left out; waits for the first to come back where all are.
+
+        Raises:
+            ServerError: nobody waits for the answer any more.
+        """
+        wait = 0.0
+        while not self._stopped.wait(wait):
             with self._lock:
                 now = time.monotonic()
                 there = [replica for replica in self._replicas if replica.out_until <= now]
@@ -102,8 +108,12 @@ class Replicas:
                     replica = min(there, key=lambda one: one.in_flight)
                     replica.in_flight += 1
                     return replica
-                wait = min(replica.out_until for replica in self._replicas) - now
-            time.sleep(max(0.01, wait))
+                wait = max(0.01, min(replica.out_until for replica in self._replicas) - now)
+        raise ServerError(f"{self.name}: the command was stopped")
+
+    def stop(self) -> None:
+        """Send nothing any more: a command that was stopped ends when what is on its way has been answered."""
+        self._stopped.set()
 
     def _give_back(self, replica: _Replica, problem: str | None) -> None:
         with self._lock:

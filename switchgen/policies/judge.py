@@ -102,7 +102,7 @@ class JudgePolicy(RouterPolicy):
     def __init__(self, name: str, vocabulary: Vocabulary, judge: Judge, *, base: int = 0, aligned: int = 1) -> None:
         super().__init__(name, vocabulary, base=base, aligned=aligned)
         self.judge = judge
-        self._readings: dict[int, _Reading] = {}
+        self._readings: dict[Row, _Reading] = {}
         self._warned = False
 
     def pick_base(
@@ -131,9 +131,9 @@ class JudgePolicy(RouterPolicy):
 
     def _context(self, asked: Asked) -> Context:
         """The row's context, brought up to the text that has been written."""
-        reading = self._readings.get(id(asked.row))
+        reading = self._readings.get(asked.row)
         if reading is None:
-            reading = self._readings[id(asked.row)] = _Reading(Context(self.judge.start(asked.row)))
+            reading = self._readings[asked.row] = _Reading(Context(self.judge.start(asked.row)))
         new = reading.decoder.decode(asked.text[reading.told :])
         if new:
             reading.context.ids.extend(self.judge.engine.vocabulary.encode_text(new))
@@ -142,6 +142,6 @@ class JudgePolicy(RouterPolicy):
 
     def release(self, row: Row) -> None:
         """Let the judge's engine forget a row."""
-        reading = self._readings.pop(id(row), None)
+        reading = self._readings.pop(row, None)
         if reading is not None:
             self.judge.engine.release(reading.context)

@@ -195,7 +195,9 @@ class RouterPolicy:
             return picked_N
         predicted_NV = aligned_logits_NV if self.predictor == "aligned" else base_logits_NV
         predicted_N = predicted_NV.argmax(dim=-1)
-        return picked_N & ~self.fires_V.to(predicted_N.device)[predicted_N]
+        # Moved once: a copy from the host for every token would make the device wait.
+        self.fires_V = self.fires_V.to(predicted_N.device)
+        return picked_N & ~self.fires_V[predicted_N]
 
     def _logit_rule(self, base_logits_NV: torch.Tensor, seeds_N: torch.Tensor, index_N: torch.Tensor) -> torch.Tensor:
         if self.logit_rule is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -84,10 +85,10 @@ class JudgeScorer:
                 if last or error.code not in _RETRIED:
                     said = error.read().decode("utf-8", "replace")[:200]
                     raise ConfigError(f"judge {url}: HTTP {error.code}: {said}") from None
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 if last:
                     raise ConfigError(f"judge {url}: no answer: {getattr(error, 'reason', error)}") from None
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, UnicodeDecodeError):
                 raise ConfigError(f"judge {url}: its answer is not JSON") from None
             time.sleep(_WAIT_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")

@@ -82,7 +82,8 @@ def test_a_judge_scores_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError, match="evaluate.judge is not set, and a judge scores tales"):
         evaluate(run)
     run = make_run("run", "tasks.0.metric=judge", "evaluate.policies=[base]", "evaluate.seeds=[0]",
-                   "evaluate.judge={url: x, model: m, prompt: '{query} {response}'}", tasks=("tales",))  # fmt: skip
+                   "evaluate.judge={url: 'http://x', model: m, prompt: '{query} {response}'}",
+                   tasks=("tales",))  # fmt: skip
     results = evaluate(run)
     assert len(asked) == 4 and [row["value"] for row in results["rows"]] == [0.25, 0.25]
     assert "1 questions left out" in str(results["meta"]["notes"])

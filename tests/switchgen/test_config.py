@@ -212,6 +212,9 @@ def test_overrides_that_cannot_be(recipe_file: Path, override: str, message: str
         (["evaluate.seeds=[1, 1]"], "listed twice: 1"),
         (["tasks=[{name: x}]"], "exactly one source"),
         (["pool=[]"], "at least 1 item"),
+        (["decoding.temperature=.inf"], "finite number"),
+        (["switcher.temperature=.nan"], "finite number"),
+        (["evaluate.judge={url: 'localhost:8000', model: m}"], "'localhost:8000' is no base URL"),
     ],
 )
 def test_rules_between_settings(recipe_file: Path, overrides: list[str], message: str) -> None:

@@ -103,6 +103,18 @@ def test_a_guard_bars_by_the_prompt(ladder: Ladder) -> None:
     assert {writer for trace in traces[:5] for writer in trace.writers} == {2} and set(traces[7].writers) == {0}
 
 
+def test_a_guard_tells_conversations_of_one_text_apart(ladder: Ladder) -> None:
+    """As plain text both are the same; the user's last message, which the patterns read, is not."""
+    turns = ({"role": "system", "content": "Fine."}, {"role": "user", "content": "Now what?"})
+    conversation = Query("0", turns)
+    message = Query.from_text(conversation.text)
+    assert message.text == conversation.text
+    mask = guard_mask(GuardConfig(patterns={"system": ["^System"]}, allow={"system": ["c1"]}), ladder.pool.names)
+    for _ in range(2):
+        assert mask(Row(ladder.pool, conversation, 0)) is None
+        assert mask(Row(ladder.pool, message, 0)) == {1}
+
+
 def classify_by_length(messages: list[dict[str, str]]) -> str | None:
     """A user's own classifier."""
     text = messages[-1]["content"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,6 +179,11 @@ def test_ends(ladder: Path, server: Server) -> None:
     assert {(trace.text, trace.finish) for trace in write(pool)} == {("Done", "eos")}
     server.answer = lambda *_: ("", "stop")
     assert {(trace.text, trace.finish) for trace in write(pool, eos="segment")} == {("", "eos")}
+    # Once an endless loop: a segment of nothing leaves the row where it was, and the same is asked for again.
+    for nothing in ("", "\ufffd"):
+        server.answer = lambda *_, nothing=nothing: (nothing, "length")  # type: ignore[misc]
+        for eos in ("response", "segment"):
+            assert {(trace.text, trace.finish) for trace in write(pool, eos=eos)} == {("", "eos")}
     server.answer = lambda *_: ("é\ufffd", "length")
     assert all("\ufffd" not in trace.text for trace in write(pool))
 
@@ -280,6 +286,27 @@ def test_nobody_answers(ladder: Path, server: Server) -> None:
         write(pool)
 
 
+def test_a_stopped_command_does_not_go_on_asking(ladder: Path, server: Server) -> None:
+    """A process waits for its threads, and requests that are sent again and again kept it alive for minutes."""
+    pool = remote_pool(ladder, server.url, prompts="tokens")
+    for candidate in pool:
+        candidate.engine._replicas.pause = 60.0
+    control_c = iter([interrupt_main])
+
+    def fail(handler: BaseHTTPRequestHandler, _: Any) -> bool:
+        if len(server.requests) > 4:
+            next(control_c, lambda: None)()
+        return send(handler, 500, {"error": "out of order"})
+
+    server.before = fail
+    with pytest.raises(KeyboardInterrupt):
+        write(pool)
+    started = time.monotonic()
+    for candidate in pool:
+        candidate.engine._threads.shutdown(wait=True)
+    assert time.monotonic() - started < 10
+
+
 # -- what cannot be remote ---------------------------------------------------------------------------------------------
 
 
@@ -302,6 +329,8 @@ def test_what_needs_logits_is_refused(ladder: Path) -> None:
         ({"server": {"base_urls": ["http://a/v1"]}}, "belong together"),
         ({"engine": "openai", "server": {"base_urls": []}}, "at least 1"),
         ({"engine": "openai", "server": {"base_urls": ["http://a/v1"]}, "adapter": "x"}, "adapter"),
+        ({"engine": "openai", "server": {"base_urls": ["http://a/v1", "b:80/v1"]}}, "'b:80/v1' is no base URL; allow"),
+        ({"engine": "openai", "server": {"base_urls": ["http:///v1"]}}, "no base URL"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], said: str) -> None:

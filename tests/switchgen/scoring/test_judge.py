@@ -15,6 +15,9 @@ from switchgen.errors import ConfigError
 from switchgen.scoring import judge as judge_module
 from switchgen.scoring.judge import JudgeScorer
 
+BREAKS_OFF = 0
+"""Instead of a status: the answer ends in its middle."""
+
 
 class Endpoint(ThreadingHTTPServer):
     """Rates a response by the number of its letters; answers as `script` says while that lasts."""
@@ -40,6 +43,12 @@ class Handler(BaseHTTPRequestHandler):
         response = body["messages"][0]["content"].partition("R: ")[2].partition("\n")[0]
         text = self.server.text.format(rating=len(response))
         answer = json.dumps({"choices": [{"message": {"content": text}}]} if status == 200 else {"error": "busy"})
+        if status == BREAKS_OFF:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer) + 9))
+            self.end_headers()
+            self.wfile.write(b'{"choices": ')
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -89,13 +98,16 @@ def test_no_rating_is_no_score(endpoint: Endpoint, caplog: pytest.LogCaptureFixt
 
 
 def test_a_busy_endpoint_is_asked_again_and_a_refusal_is_not(endpoint: Endpoint) -> None:
-    endpoint.script = [429, 503]
+    endpoint.script = [429, BREAKS_OFF]
     assert scorer(endpoint).score_batch([QUESTION], ["ab"], [None]) == [0.2]
     assert len(endpoint.requests) == 3
     endpoint.script = [401]
     with pytest.raises(ConfigError, match='HTTP 401: {"error": "busy"}'):
         scorer(endpoint).score_batch([QUESTION], ["ab"], [None])
     assert len(endpoint.requests) == 4
+    endpoint.script = [BREAKS_OFF]
+    with pytest.raises(ConfigError, match="no answer: IncompleteRead"):
+        scorer(endpoint, retries=0).score_batch([QUESTION], ["ab"], [None])
     endpoint.script = [500, 500]
     with pytest.raises(ConfigError, match="HTTP 500"):
         scorer(endpoint, retries=1).score_batch([QUESTION], ["ab"], [None])
@@ -106,4 +118,4 @@ def test_nobody_there(endpoint: Endpoint) -> None:
     with pytest.raises(ConfigError, match="no answer"):
         JudgeScorer(silent).score_batch([QUESTION], ["ab"], [None])
     with pytest.raises(ValueError, match="holds {query} and {response}"):
-        JudgeConfig(url="x", model="m", prompt="Rate {query}")
+        JudgeConfig(url="http://x", model="m", prompt="Rate {query}")
