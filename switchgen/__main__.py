@@ -220,8 +220,12 @@ def _report_summary(summary: dict[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """A verb's result, on stdout."""
-    print(text, flush=True)  # noqa: T201
+    """A verb's result, on stdout. Where its reader has gone (`| head`) the rest is nobody's; the work is done."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        # Python flushes once more at its end, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 VERBS: dict[str, Verb] = {

@@ -95,6 +95,11 @@ def finished_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        # A power cut must not leave the name without what the files hold.
+        for file in part.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
         # Two renames: no kill falls into the time that deleting a large folder takes.
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():

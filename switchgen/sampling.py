@@ -111,7 +111,7 @@ def sample_tokens(
     if params.temperature < _COLDEST:
         return logits_NV.argmax(dim=-1)
     probs_NV = token_probs(logits_NV, params.temperature)
-    cumulative_NV = probs_NV.cumsum(dim=-1)
+    cumulative_NV = _running_sums(probs_NV)
     tokens_N = _draw(cumulative_NV, uniform(seeds_N, Purpose.TOKEN, index_N))
     if params.top_p >= 1:
         return tokens_N
@@ -126,6 +126,16 @@ def sample_tokens(
         numbers = uniform(seeds_N[pending], Purpose.TOKEN, index_N[pending], _MAX_TRIES)
         tokens_N[pending] = choose_nucleus(probs_NV[pending], numbers, params.top_p)
     return tokens_N
+
+
+def _running_sums(probs_NV: torch.Tensor) -> torch.Tensor:
+    """Sums that never fall, as a search in them needs.
+
+    On a GPU they are taken in parallel and may fall by a rounding (pytorch/pytorch#21780); the search could then end on
+    a token of probability zero.
+    """
+    sums_NV = probs_NV.cumsum(dim=-1)
+    return sums_NV if sums_NV.device.type == "cpu" else sums_NV.cummax(dim=-1).values
 
 
 def _draw(cumulative_NV: torch.Tensor, numbers_N: torch.Tensor) -> torch.Tensor:
@@ -155,5 +165,5 @@ def choose_nucleus(probs_NC: torch.Tensor, numbers_N: torch.Tensor, top_p: float
     tied_NC[:, 1:] = sorted_NC[:, 1:] == sorted_NC[:, :-1]
     above_NC = torch.where(tied_NC, 0.0, above_NC).cummax(dim=-1).values
     kept_NC = torch.where(above_NC < top_p, sorted_NC, 0.0)
-    picked_N = _draw(kept_NC.cumsum(dim=-1), numbers_N)
+    picked_N = _draw(_running_sums(kept_NC), numbers_N)
     return order_NC.gather(1, picked_N.unsqueeze(1)).squeeze(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,13 @@ def test_a_lost_worker_is_a_message_and_no_traceback(
     assert (
         capsys.readouterr().err == "switchgen: rollout-0 (process 7) died with exit code -9; what is finished is kept\n"
     )
+
+
+def test_a_result_that_nobody_reads_to_its_end() -> None:
+    """`switchgen doctor lab | head -1` is no failure."""
+    program = "from switchgen.__main__ import say\nfor _ in range(9): say('x' * 99999)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()

@@ -264,6 +264,21 @@ def test_a_finished_folder_appears_whole(tmp_path: Path) -> None:
 # -- one run at a time, one recipe per folder --------------------------------------------------------------------------
 
 
+def test_a_finished_folder_is_on_the_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[str] = set()
+
+    def sync(handle: int) -> None:
+        assert not (tmp_path / "folder").exists()
+        synced.add(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+
+    monkeypatch.setattr("switchgen.rundir.os.fsync", sync)
+    with finished_folder(tmp_path / "folder") as part:
+        (part / "deep").mkdir()
+        for name in ("weights", "deep/config"):
+            (part / name).write_text("x")
+    assert synced == {"weights", "config"} and (tmp_path / "folder" / "deep").is_dir()
+
+
 def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
     code = """
         import sys, time
