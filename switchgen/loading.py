@@ -16,6 +16,10 @@ from switchgen.vocabulary import Vocabulary
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+# What is fetched of a hub repository: weights in safetensors, configuration, tokenizer.
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
 def load_model(config: CandidateConfig) -> PreTrainedModel:
     """Load a causal LM in eval mode: safetensors only, no code from its repository unless the recipe asks for it.
 
@@ -83,6 +87,35 @@ def check_adapter(path: str) -> None:
                 raise ModelError(f"adapter {path!r}: the folder holds no {name}; allowed: a saved PEFT adapter")
     elif path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"adapter {path!r}: no such folder")
+
+
+def adapter_folder(path: str) -> Path:
+    """The folder of an adapter; a hub name's files are fetched (`hub_folder`).
+
+    Raises:
+        ModelError: it is not there, or is no PEFT adapter in safetensors.
+    """
+    check_adapter(path)
+    if Path(path).is_dir():
+        return Path(path)
+    folder = hub_folder(f"adapter {path!r}", path)
+    check_adapter(str(folder))
+    return folder
+
+
+def hub_folder(label: str, name: str, revision: str | None = None) -> Path:
+    """The files of a hub name: looked for in the hub's cache, and downloaded where that is allowed; no pickles.
+
+    Raises:
+        ModelError: they cannot be had.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(f"{label}: {name!r} cannot be fetched: {one_line(error)}") from None
 
 
 def pick_device(name: str, device: str) -> torch.device:

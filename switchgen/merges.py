@@ -28,6 +28,7 @@ import torch
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, ModelError
 from switchgen.ids import derive_seed
+from switchgen.loading import hub_folder
 from switchgen.rundir import Run, finished_folder, write_json
 from switchgen.weights import weights_hash
 
@@ -195,14 +196,7 @@ def _local_folder(config: CandidateConfig) -> Path:
         raise ModelError(f"{config.name}: is an adapter over {config.model}; weights are merged of whole models only")
     if Path(config.model).is_dir():
         return Path(config.model)
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        patterns = ["*.safetensors", *(f"*{suffix}" for suffix in _KEPT)]
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(f"{config.name}: model {config.model!r} cannot be fetched: {error}") from None
+    return hub_folder(config.name, config.model, config.revision)
 
 
 def _open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:

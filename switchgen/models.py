@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -18,7 +17,7 @@ from switchgen.engines.replicas import Replicas
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ModelError, one_line
-from switchgen.loading import check_adapter, load_model, load_vocabulary
+from switchgen.loading import adapter_folder, load_model, load_vocabulary
 from switchgen.vocabulary import Vocabulary
 
 
@@ -108,13 +107,14 @@ class ModelStore:
 
     def _vocabulary(self, config: CandidateConfig) -> Vocabulary:
         source = config.model
+        revision = config.revision
         # An adapter's folder may bring a tokenizer of its own (a chat template, say).
-        if config.adapter and (Path(config.adapter) / "tokenizer.json").is_file():
-            source = config.adapter
-        key = (source, config.revision)
+        if config.adapter and ((folder := adapter_folder(config.adapter)) / "tokenizer.json").is_file():
+            source, revision = str(folder), None
+        key = (source, revision)
         if key not in self._vocabularies:
             self._vocabularies[key] = load_vocabulary(
-                source, revision=config.revision, trust_remote_code=config.trust_remote_code
+                source, revision=revision, trust_remote_code=config.trust_remote_code
             )
         return self._vocabularies[key]
 
@@ -136,18 +136,18 @@ class _SharedModel:
             return self.adapters[path]
         from peft import PeftConfig, PeftModel  # noqa: PLC0415
 
-        check_adapter(path)
+        folder = str(adapter_folder(path))
         name = f"adapter{len(self.adapters)}"
         try:
-            config = PeftConfig.from_pretrained(path)
+            config = PeftConfig.from_pretrained(folder)
             if config.is_prompt_learning:
                 raise ModelError(f"adapter {path!r} learns prompts; allowed: adapters over weights, such as LoRA")
             self.together &= _mixes(config)
             if self._peft is None:
-                self._peft = PeftModel.from_pretrained(self.model, path, adapter_name=name, use_safetensors=True)
+                self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name)
             else:
-                self._peft.load_adapter(path, adapter_name=name, use_safetensors=True)
-            self._check_weights(path, name)
+                self._peft.load_adapter(folder, adapter_name=name)
+            self._check_weights(path, folder, name)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             if isinstance(error, ModelError):
                 raise
@@ -158,13 +158,13 @@ class _SharedModel:
         self._switch(name)
         return name
 
-    def _check_weights(self, path: str, name: str) -> None:
+    def _check_weights(self, path: str, folder: str, name: str) -> None:
         """See that every weight of the adapter found its place, and every place its weight."""
         from peft import get_peft_model_state_dict  # noqa: PLC0415
         from peft.utils import load_peft_weights  # noqa: PLC0415
 
         wanted = set(get_peft_model_state_dict(self._peft, adapter_name=name, save_embedding_layers=False))
-        given = set(load_peft_weights(path, device="cpu"))
+        given = set(load_peft_weights(folder, device="cpu"))
         wrong = sorted(given - wanted) or sorted(wanted - given)
         if wrong:
             kind = "has no place for its weight" if given - wanted else "expects a weight that it lacks:"

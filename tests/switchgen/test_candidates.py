@@ -374,6 +374,43 @@ def test_adapters_that_do_not_fit(name: str, folder: Path, tmp_path: Path) -> No
     assert str(adapter) in str(caught.value)
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A hub's cache; returns the folder of a repository in it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def repository(name: str) -> Path:
+        place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0" * 40)
+        return place / "snapshots" / ("0" * 40)
+
+    return repository
+
+
+def test_adapters_of_the_hub(folder: Path, hub: Callable[[str], Path]) -> None:
+    """They are what they would be as folders, their tokenizers with them."""
+    adapter = save_adapter(folder / "base", hub("org/adapter"), 0)
+    make_tokenizer().save_pretrained(adapter)
+    ids = [5, 6, 7, 8]
+    logits = []
+    for place in (str(adapter), "org/adapter"):
+        pool = Pool.load([CandidateConfig(name="x", model=str(folder / "base"), adapter=place, dtype="float64")])
+        assert pool.candidates[0].vocabulary.source == str(adapter)
+        with torch.inference_mode():
+            logits.append(pool.candidates[0].engine.begin([Context(list(ids))]).logits())
+    assert torch.equal(*logits)
+
+
+def test_pickled_adapters_of_the_hub_are_not_read(folder: Path, hub: Callable[[str], Path]) -> None:
+    """PEFT takes what it finds, and of the hub a pickle where there is nothing else."""
+    pickled(save_adapter(folder / "base", hub("org/adapter"), 0))
+    with pytest.raises(ModelError, match="holds no adapter_model.safetensors"):
+        Pool.load([CandidateConfig(name="x", model=str(folder / "base"), adapter="org/adapter")])
+    with pytest.raises(ModelError, match="adapter 'org/other': 'org/other' cannot be fetched"):
+        Pool.load([CandidateConfig(name="x", model=str(folder / "base"), adapter="org/other")])
+
+
 def test_adapters_that_learn_prompts_are_refused(folder: Path, tmp_path: Path) -> None:
     """They change no weights: a model with one would have written as if it had none."""
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
