@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from switchgen.policies.routers import RULES, RouterPolicy, is_router, parse_rou
 from switchgen.policies.routing import PROMPTED, ROUTING, ROUTING_POLICIES
 from switchgen.rows import Row
 from switchgen.rundir import Run
+
+logger = logging.getLogger("switchgen")
 
 DISTILLED = "distilled"
 JUDGE = "baco-judge"
@@ -218,6 +221,10 @@ def check_trained_for(adapter: str, names: Sequence[str], settings: SwitcherConf
             f"{adapter}: this switcher chooses between {len(trained)} candidates ({', '.join(trained)}); the pool has "
             f"{len(names)} ({', '.join(names)})"
         )
+    if trained and list(trained) != list(names):
+        # To carry a switcher over to another pool is an experiment of the paper's; to mix up the order is a mistake.
+        logger.warning("%s: this switcher was trained for %s, in this order; its labels now mean %s", adapter,
+                       ", ".join(trained), ", ".join(names))  # fmt: skip
 
 
 def distilled_candidate(run: Run) -> CandidateConfig:

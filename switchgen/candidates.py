@@ -115,6 +115,9 @@ class Pool:
             assert config.base is not None
             source = CandidateConfig(name="switcher-base", model=config.base, dtype=config.dtype, device=config.device,
                                      revision=config.revision, trust_remote_code=config.trust_remote_code)  # fmt: skip
+        elif config.revision is not None or config.trust_remote_code:
+            logger.warning("switcher.revision and switcher.trust_remote_code have no effect: its base is the candidate "
+                           "%s, whose own count", source.name)  # fmt: skip
         if source.engine != "transformers":
             raise ModelError(f"switcher.base: {source.name!r} is behind servers; a switcher's logits are read in "
                              "this process: name a model folder")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from switchgen.config import CandidateConfig
 from switchgen.errors import ModelError, one_line
 from switchgen.vocabulary import Vocabulary
+
+logger = logging.getLogger("switchgen")
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +43,8 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
     device = pick_device(config.name, config.device)
     if config.device_map is not None:
         arguments["device_map"] = config.device_map
+        if config.device != "auto":
+            logger.warning("%s: device has no effect: device_map says where its parts go", config.name)
     elif config.quantization is not None:
         arguments["device_map"] = {"": str(device)}  # quantized weights cannot be moved afterwards
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ModelError, one_line
 from switchgen.loading import adapter_folder, load_model, load_vocabulary
 from switchgen.vocabulary import Vocabulary
+
+logger = logging.getLogger("switchgen")
 
 
 class ModelStore:
@@ -80,6 +83,8 @@ class ModelStore:
         """A candidate behind servers; only its tokenizer and its config are loaded."""
         settings = config.server
         assert settings is not None
+        if idle := [key for key in ("dtype", "device") if getattr(config, key) != "auto"]:
+            logger.warning("%s: %s: no effect on a candidate behind a server", config.name, ", ".join(idle))
         try:
             model_config = AutoConfig.from_pretrained(
                 config.model, revision=config.revision, trust_remote_code=config.trust_remote_code

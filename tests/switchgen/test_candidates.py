@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from switchgen.api import decide, response_seed
+from switchgen.assembly import check_trained_for
 from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig, DecodingConfig, SwitcherConfig
 from switchgen.engines.base import Context
@@ -431,6 +432,29 @@ def test_a_switcher_needs_a_choice_and_a_whole_model(folder: Path) -> None:
         Pool.load(many).load_switcher(SwitcherConfig())
     with pytest.raises(ModelError, match="at least one candidate"):
         Pool.load([])
+
+
+def test_settings_without_effect_warn(ladder_folder: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = CandidateConfig(name="base", model=str(ladder_folder / "base"), device="cpu", device_map={"": "cpu"})
+    pool = Pool.load([config, config.model_copy(update={"name": "again", "device_map": None})])
+    assert caplog.messages == ["base: device has no effect: device_map says where its parts go"]
+    caplog.clear()
+    pool.load_switcher(SwitcherConfig(revision="main"))
+    assert caplog.messages == ["switcher.revision and switcher.trust_remote_code have no effect: its base is the "
+                               "candidate again, whose own count"]  # fmt: skip
+
+
+def test_a_switcher_of_another_pool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels are places on the ladder: in another order they mean other candidates, and nothing else would tell."""
+    (tmp_path / "switchgen.json").write_text('{"candidates": ["base", "aligned"], "format": "released"}')
+    check_trained_for(str(tmp_path), ["base", "aligned"], SwitcherConfig())
+    assert not caplog.messages
+    check_trained_for(str(tmp_path), ["aligned", "base"], SwitcherConfig())
+    assert "trained for base, aligned, in this order; its labels now mean aligned, base" in caplog.text
+    with pytest.raises(ConfigError, match=r"chooses between 2 candidates \(base, aligned\); the pool has 3"):
+        check_trained_for(str(tmp_path), ["base", "middle", "aligned"], SwitcherConfig())
+    with pytest.raises(ConfigError, match="was trained with switcher.format: released"):
+        check_trained_for(str(tmp_path), ["base", "aligned"], SwitcherConfig(format="compact"))
 
 
 def test_a_tokenizer_larger_than_its_model(tmp_path: Path) -> None:
