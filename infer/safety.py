@@ -157,8 +157,10 @@ def _slipped(
     opened: Counter[str] = Counter()
     present: Counter[str] = Counter()
     for record in through:
-        writers = [segment["writer"] for segment in record["segments"]]
-        for segment in record["segments"]:
+        # Who ended a response without a word wrote nothing of it.
+        written = [segment for segment in record["segments"] if segment["num_tokens"]]
+        writers = [segment["writer"] for segment in written]
+        for segment in written:
             tokens[segment["writer"]] += segment["num_tokens"]
         opened.update(writers[:1])
         present.update(set(writers))

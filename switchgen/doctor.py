@@ -63,13 +63,9 @@ def _problems(run: Run) -> list[str]:
         except SwitchgenError as error:
             problems.append(str(error))
     if run.recipe.tasks:
-        from switchgen.tasks import load_task  # noqa: PLC0415
+        from switchgen.tasks.splits import split_problems  # noqa: PLC0415
 
-        for spec in run.task_specs():
-            try:
-                load_task(spec)
-            except SwitchgenError as error:
-                problems.append(str(error))
+        problems += split_problems(run)
     return problems
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, DataError
 from switchgen.rundir import (
     SHIPPED_LAB,
     Run,
@@ -33,6 +33,7 @@ def run_all(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> str:
     """
     from infer.evaluation import main as evaluate  # noqa: PLC0415
     from infer.report import results_table, write_report  # noqa: PLC0415
+    from switchgen.tasks.splits import split_problems  # noqa: PLC0415
     from train.distill import main as distill  # noqa: PLC0415
 
     run = open_run(recipe, list(overrides), run_dir)
@@ -42,6 +43,9 @@ def run_all(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> str:
         run = open_run(recipe, list(overrides), run_dir)
     if not run.recipe.tasks:
         raise ConfigError(f"{run.source}: `run` needs tasks to learn from and to evaluate on; the recipe lists none")
+    if problems := split_problems(run):
+        # Known now, not after hours of the stages before.
+        raise DataError("\n".join(problems))
     write_provenance(run)
     learn_to_switch(run)
     _stage("distill", lambda: distill(run))
@@ -158,6 +162,10 @@ def build_lab(run: Run) -> Path:
     if shipped_lab_fits(settings):
         # A copy appears as a whole, so one that is there is finished.
         if not (target / "aligned").is_dir():
+            if any(run.dir.rglob("stage.json")):
+                logger.info("lab: the shipped ladder is used where it is: there is work in %s that it was used for",
+                            run.dir)  # fmt: skip
+                return SHIPPED_LAB
             import shutil  # noqa: PLC0415
 
             with finished_folder(target) as part:

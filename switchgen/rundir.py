@@ -240,6 +240,9 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any
                 yield f"{path}: was {old[key]!r}, is not set", old[key], None
             else:
                 yield from _differences(old[key], new[key], path)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(before, after, f"{where}.{index}")
     elif old != new:
         yield f"{where}: was {old!r}, is {new!r}", old, new
 

@@ -10,6 +10,8 @@ import pytest
 
 from switchgen.__main__ import main
 from switchgen.config import load_recipe, shipped_recipes
+from switchgen.pipeline import build_lab
+from switchgen.rundir import SHIPPED_LAB, claim_stage, open_run
 from switchgen.tasks import shipped_tasks
 
 SMALL = [
@@ -45,6 +47,32 @@ def test_doctor_speaks_of_every_shipped_recipe(name: str, capsys: pytest.Capture
     assert code == (0 if "no problems found" in out else 2)
     if name == "lab":
         assert code == 0
+
+
+def test_run_after_single_verbs_uses_the_ladder_that_they_used(tmp_path: Path) -> None:
+    """They took the shipped ladder where it is; a copy in the run folder would make their work another recipe's."""
+    folder = tmp_path / "run"
+    run = open_run("lab", [], folder)
+    claim_stage(folder / "rollout", "rollout", {"pool": [candidate.model for candidate in run.recipe.pool]})
+    assert build_lab(run) == SHIPPED_LAB and not (folder / "lab").exists()
+    assert open_run("lab", [], folder).recipe.pool == run.recipe.pool
+    fresh = open_run("lab", [], tmp_path / "fresh")
+    assert build_lab(fresh) == tmp_path / "fresh" / "lab"
+
+
+def test_a_split_that_a_later_stage_needs_is_missed_at_once(
+    tmp_path: Path, lab_ladder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"task_type": "exact_match", "train": [{"input": "1 + 1 =", "output": "2"}]}
+    (tmp_path / "sums.json").write_text(json.dumps(task))
+    settings = [f"tasks=[{{file: {tmp_path / 'sums.json'}}}]", "distill.split=dev"]
+    assert main(["run", "lab", "--run-dir", str(tmp_path / "run"), *settings]) == 2
+    said = capsys.readouterr().err
+    assert "distill.split: task file" in said and "no split 'dev'; there are: train (1 rows)" in said
+    assert "evaluate.split: task file" in said and "rollout.split" not in said
+    assert not (tmp_path / "run" / "rollout").exists()
+    assert main(["doctor", "lab", *settings]) == 2
+    assert "distill.split: task file" in capsys.readouterr().out
 
 
 @pytest.mark.slow

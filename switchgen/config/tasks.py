@@ -17,7 +17,7 @@ class TaskConfig(Section):
     hub: str | None = Field(None, description="a data set: a hub name or a local folder")
     config: str | None = Field(None, description="which configuration of the data set")
     name: str | None = Field(None, description="how results call it; default: the file's or the data set's name")
-    split: str = Field("test", description="for `doctor`; the stages name theirs: rollout.split, evaluate.split, …")
+    split: str = Field("test", description="without effect: the stages name theirs (rollout.split, evaluate.split, …)")
     limit: int | None = Field(None, ge=1, description="the first rows that have an answer")
     metric: str | None = Field(None, description="what a response is worth; default: what the file says or holds")
     prompt: str | None = Field(

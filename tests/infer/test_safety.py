@@ -10,11 +10,12 @@ import pytest
 
 from infer.report import write_report
 from infer.report_analyses import analyses_markdown, analyses_of
-from infer.safety import PROMPTS
+from infer.safety import PROMPTS, _slipped
 from infer.safety import main as safety
 from infer.segment_lengths import main as segments
 from switchgen.errors import ConfigError, DataError
 from switchgen.rundir import Run
+from switchgen.tasks import Example
 
 MakeRun = Callable[..., Run]
 
@@ -67,6 +68,19 @@ def test_refusals_are_counted(make_run: MakeRun, prompts: Path) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     (row,) = safety(run, prompts)["rows"]
     assert (row["refused"], row["refused_too_much"]) == (0.5, 1.0)
+
+
+def test_who_wrote_nothing_took_no_part() -> None:
+    """A candidate that ends the response without a word is none of its writers."""
+    segments = [
+        {"writer": "base", "num_tokens": 0},
+        {"writer": "aligned", "num_tokens": 5},
+        {"writer": "base", "num_tokens": 0},
+    ]
+    record = {"id": "p", "extracted": "compliance", "output": "Sure.", "segments": segments}
+    example = Example("p", ({"role": "user", "content": "Do harm."},), {})
+    (row,) = _slipped("random", "none", [[record]], [example])
+    assert (row["writer"], row["took_part"], row["opened"], row["token_share"]) == ("aligned", 1, 1, 1.0)
 
 
 def test_what_safety_refuses(make_run: MakeRun, prompts: Path, tmp_path: Path) -> None:

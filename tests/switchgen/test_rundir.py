@@ -311,7 +311,7 @@ def test_a_stage_is_claimed_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert f"{tmp_path / 'rollout'} was made by another recipe" in message
     assert "new: was not set, is None" in message and "pool.temperature: was not set, is 1.0" in message
-    assert "pool.names: was ['a', 'b'], is ['a', 'c']" in message and "pool.top_p: was 0.9, is not set" in message
+    assert "pool.names.1: was 'b', is 'c'" in message and "pool.top_p: was 0.9, is not set" in message
     assert "seed" not in message and "pair" not in message
     assert "Use another --run-dir, go back to those settings, or delete that folder" in message
 
