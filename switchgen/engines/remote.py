@@ -175,7 +175,8 @@ class RemoteEngine:
         return choice
 
     def _take(self, item: WriteItem, choice: dict[str, Any], rule: SegmentRule, stop: Sequence[bytes]) -> Written:
-        text: str = choice["text"]
+        # JSON may hold half a surrogate pair, which is no text.
+        text = str(choice["text"]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ended = choice.get("finish_reason") != "length"
         if not ended:
             # The server's tokens may end inside a character.

@@ -86,12 +86,12 @@ def plain(text: str) -> str:
 def is_number(text: str) -> bool:
     """Whether `text` is a number and nothing else (a currency or per cent sign aside)."""
     match = _NUMBER.match(text := plain(text).strip())
-    return match is not None and match["bottom"] != "0" and not text[match.end() :].strip(" %")
+    return match is not None and _has_value(match) and not text[match.end() :].strip(" %")
 
 
 def all_numbers(text: str) -> list[Fraction]:
     """Every number in `text`, in order."""
-    return [_value(match) for match in _NUMBER.finditer(plain(text)) if match["bottom"] is None or int(match["bottom"])]
+    return [_value(match) for match in _NUMBER.finditer(plain(text)) if _has_value(match)]
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -103,7 +103,7 @@ def parse_number(text: str) -> Fraction | None:
     text = plain(text)
     after = _BEFORE.match(text).end()  # type: ignore[union-attr]  # every part is optional, so it always matches
     lead = _NUMBER.match(text, after)
-    if lead and not _GOES_ON.match(text, lead.end()) and lead["bottom"] != "0":
+    if lead and not _GOES_ON.match(text, lead.end()) and _has_value(lead):
         return _value(lead)
     if "=" in text and (tail := text.rsplit("=", 1)[1].strip()):
         return parse_number(tail)
@@ -117,6 +117,11 @@ def last_number(text: str) -> Fraction | None:
     """The last number of a longer text: what is read where no marker or phrasing announces the answer."""
     values = all_numbers(text)
     return values[-1] if values else None
+
+
+def _has_value(match: re.Match[str]) -> bool:
+    """Whether it is no fraction over nothing: `3/0`, `3/00`."""
+    return match["bottom"] is None or int(match["bottom"]) != 0
 
 
 def _value(match: re.Match[str]) -> Fraction:

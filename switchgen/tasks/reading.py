@@ -138,11 +138,10 @@ def _jsonl_rows(data: bytes, problems: Problems) -> list[Row]:
             problems.add(where, f"bad JSON: {error.msg} at column {error.colno}")
         except RecursionError:
             problems.add(where, "bad JSON: nested too deeply")
+        except ValueError as error:  # an integer of thousands of digits
+            problems.add(where, f"bad JSON: {error}")
         else:
-            if isinstance(record, dict):
-                rows.append(Row(where, record))
-            else:
-                problems.add(where, f"expected a JSON object, got {_kind(record)}")
+            rows += _checked_rows("", [record], problems, where=where)
     return rows
 
 
@@ -161,6 +160,9 @@ def _json_rows(data: bytes, problems: Problems) -> tuple[dict[str, list[Row]], d
     except RecursionError:
         problems.add("", "bad JSON: nested too deeply")
         return {}, {}
+    except ValueError as error:  # an integer of thousands of digits
+        problems.add("", f"bad JSON: {error}")
+        return {}, {}
     if isinstance(document, list):
         return {"": _checked_rows("", document, problems)}, {}
     if not isinstance(document, dict):
@@ -173,14 +175,26 @@ def _json_rows(data: bytes, problems: Problems) -> tuple[dict[str, list[Row]], d
     return rows, {key: document[key] for key in _META if document.get(key) is not None}
 
 
-def _checked_rows(prefix: str, values: list[Any], problems: Problems) -> list[Row]:
+def _checked_rows(prefix: str, values: list[Any], problems: Problems, *, where: str | None = None) -> list[Row]:
+    """Rows of values that are objects of text.
+
+    Args:
+        where: of the only value; default: its number.
+    """
     rows = []
     for index, value in enumerate(values):
-        where = f"{prefix}row {index}"
-        if isinstance(value, Mapping):
-            rows.append(Row(where, dict(value)))
+        place = where or f"{prefix}row {index}"
+        if not isinstance(value, Mapping):
+            problems.add(place, f"expected a JSON object, got {_kind(value)}")
+            continue
+        try:
+            # Half a surrogate pair is no character: no tokenizer and no file takes it.
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            code = ord(error.object[error.start])
+            problems.add(place, f"holds half a surrogate pair, \\u{code:04x}, which is no text")
         else:
-            problems.add(where, f"expected a JSON object, got {_kind(value)}")
+            rows.append(Row(place, dict(value)))
     return rows
 
 

@@ -180,7 +180,7 @@ def test_ends(ladder: Path, server: Server) -> None:
     server.answer = lambda *_: ("", "stop")
     assert {(trace.text, trace.finish) for trace in write(pool, eos="segment")} == {("", "eos")}
     # Once an endless loop: a segment of nothing leaves the row where it was, and the same is asked for again.
-    for nothing in ("", "\ufffd"):
+    for nothing in ("", "\ufffd", "\ud83d"):
         server.answer = lambda *_, nothing=nothing: (nothing, "length")  # type: ignore[misc]
         for eos in ("response", "segment"):
             assert {(trace.text, trace.finish) for trace in write(pool, eos=eos)} == {("", "eos")}

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switchgen.scoring import METRICS, find_answer, score
-from switchgen.scoring.number import last_number, parse_number
+from switchgen.scoring.number import is_number, last_number, parse_number
 from switchgen.scoring.text import normalise, split_items, token_f1
 
 CHOICES = {"A": "cat", "B": "dog", "C": "iron", "D": "iron oxide"}
@@ -66,6 +66,15 @@ def test_fractions_and_decimals_are_exact(value: Fraction) -> None:
     whole, rest = divmod(abs(value), 1)
     if rest and whole:
         assert parse_number(f"{int(whole)} {rest.numerator}/{rest.denominator}") == abs(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("3/0", None), ("3/00", None), ("1 2/00", None), ("٣/٠", None), ("5/00 or 7", Fraction(7))]
+)
+def test_fractions_over_nothing_are_no_numbers(text: str, expected: Fraction | None) -> None:
+    """A response that held `3/00` ended an evaluation with a division by zero."""
+    assert parse_number(text) == expected
+    assert not is_number(text)
 
 
 @given(st.decimals(-(10**6), 10**6, places=3))
