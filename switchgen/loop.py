@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -27,6 +26,7 @@ from switchgen.queues import Queues, Turn, Waiting
 from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
 from switchgen.segmentation import SegmentRule
+from switchgen.stops import cut
 from switchgen.trace import CUE, Decision, Segment
 
 # A writer that ends its text at once, again and again, would never move the row on (eos: segment).
@@ -278,7 +278,7 @@ class Loop:
         text = vocabulary.decode(written.ids)
         row.append(Segment(decision.writer, text, tuple(written.ids), written.finish, decision.scores))
         if written.finish == "stop":
-            _cut(row, written.cut)
+            cut(row, written.cut)
             row.trace.finish = "stop"
         elif written.finish == "eos":
             if decision.closes or decision.ends_trace:
@@ -305,33 +305,3 @@ def _empty_at_end(row: Row) -> int:
             break
         count += 1
     return count
-
-
-def _cut(row: Row, num_bytes: int) -> None:
-    """Take the stop string and what follows it off the response's end; ids keep every token that has text left."""
-    segments = row.trace.segments
-    room = len(row.trace.text.encode()) - num_bytes
-    kept: list[Segment] = []
-    for segment in segments:
-        raw = segment.text.encode()[:room]
-        if room <= 0 and kept:
-            break
-        text = raw.decode("utf-8", errors="ignore")
-        kept.append(replace(segment, text=text, ids=_ids_of(row, segment, len(raw))))
-        room -= len(raw)
-    kept[-1] = replace(kept[-1], finish="stop")
-    segments[:] = kept
-
-
-def _ids_of(row: Row, segment: Segment, num_bytes: int) -> tuple[int, ...]:
-    """The segment's first tokens that together hold the first `num_bytes` bytes of its text."""
-    if segment.writer == CUE or num_bytes == 0:
-        return segment.ids if num_bytes else ()
-    vocabulary = row.pool.candidates[segment.writer].vocabulary
-    raw = b""
-    for count, index in enumerate(segment.ids, start=1):
-        raw += vocabulary.token_bytes[index]
-        # Bytes that are no UTF-8 stand in the text as U+FFFD.
-        if len(codecs.utf_8_decode(raw, "replace", False)[0].encode()) >= num_bytes:
-            return segment.ids[:count]
-    return segment.ids

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from switchgen.baselines import all_policies
 from switchgen.config import DATA_DIR, LabConfig, Recipe, dump_recipe, find_recipe, load_recipe
@@ -170,6 +170,26 @@ class Shard:
         self.close()
 
 
+def hold(stream: IO[str], mode: int, folder: Path) -> None:
+    """Lock an open file of a folder; the system lets go when the process ends, however it ends.
+
+    Args:
+        mode: of `fcntl.flock`.
+
+    Raises:
+        BlockingIOError: another process holds it, and the mode says not to wait.
+        StorageError: the file system knows no locks.
+    """
+    try:
+        fcntl.flock(stream, mode)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be locked ({error.strerror}); allowed: a --run-dir on a file system with locks (flock)"
+        ) from None
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a folder for one run; the system releases it when the process ends, however it ends.
@@ -182,7 +202,7 @@ def lock(folder: Path) -> Iterator[None]:
         stream = open(folder / ".lock", "w")  # noqa: SIM115
     try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
         except BlockingIOError:
             raise StorageError(
                 f"{folder}: another run is at work in this folder; wait for it, or use another --run-dir"

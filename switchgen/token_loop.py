@@ -22,6 +22,7 @@ from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
+from switchgen.stops import cut
 from switchgen.trace import Segment, SegmentFinish, TraceFinish
 from switchgen.vocabulary import MAX_UTF8_EXTRA, continues_word
 
@@ -296,19 +297,19 @@ class TokenLoop:
     def _sign(self, pen: _Pen) -> None:
         """Turn runs of one writer into segments; a run is not cut inside a character."""
         trace = pen.row.trace
-        room = min((start for start in (pen.text.find(string) for string in self._stop) if start >= 0), default=None)
         start = 0
         for end in range(1, len(pen.writers) + 1):
             same = end < len(pen.writers) and pen.writers[end] == pen.writers[start]
             if end < len(pen.writers) and (same or self.vocabulary.ends_inside_character(pen.ids[start:end])):
                 continue
-            raw = self.vocabulary.decode_bytes(pen.ids[start:end])
-            if room is not None:
-                raw, room = raw[:room], room - len(raw[:room])
+            text = self.vocabulary.decode(pen.ids[start:end])
             finish: SegmentFinish = "boundary" if end < len(pen.writers) else _segment_finish(trace.finish)
-            text = raw.decode("utf-8", errors="replace")
             trace.segments.append(Segment(self.places[pen.writers[start]], text, tuple(pen.ids[start:end]), finish))
             start = end
+        found = [place for place in map(pen.text.find, self._stop) if place >= 0]
+        if found:
+            # Counted as the response's text has it: bytes that are no UTF-8 stand there as U+FFFD.
+            cut(pen.row, len(pen.text[min(found) :].decode("utf-8", errors="replace").encode()))
 
 
 def _local(engine: Engine) -> SlotEngine | SnapshotEngine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from switchgen.rundir import storage
+from switchgen.errors import ModelError
 
 _SUFFIXES = {".safetensors", ".bin", ".json", ".jinja", ".model"}
 # Notes about a model, not the model.
@@ -20,12 +20,15 @@ def weights_hash(model: str, revision: str | None = None) -> str:
 
     Files of more than 64 MiB are hashed by 256 blocks spread over them: training moves every weight, and 16 GB are not
     read to see that nothing moved.
+
+    Raises:
+        ModelError: a file cannot be read.
     """
     folder = Path(model)
     if not folder.is_dir():
         return model if revision is None else f"{model}@{revision}"
     digest = hashlib.blake2b(digest_size=8)
-    with storage(folder):
+    try:
         for path in sorted(folder.iterdir()):
             if path.is_file() and path.suffix in _SUFFIXES and path.name not in _NOT_WEIGHTS:
                 size = path.stat().st_size
@@ -37,4 +40,6 @@ def weights_hash(model: str, revision: str | None = None) -> str:
                     for block in range(_NUM_BLOCKS):
                         stream.seek((size - _BLOCK_BYTES) * block // (_NUM_BLOCKS - 1))
                         digest.update(stream.read(_BLOCK_BYTES))
+    except OSError as error:
+        raise ModelError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()

@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar, cast
 from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 from switchgen.ids import share_of
 from switchgen.records import read_records
-from switchgen.rundir import Run, Shard, StorageError, storage
+from switchgen.rundir import Run, Shard, StorageError, hold, storage
 
 logger = logging.getLogger("switchgen")
 
@@ -254,7 +254,7 @@ def _end_with_parent() -> None:
 def at_work(folder: Path) -> Iterator[None]:
     """Hold a stage's folder as one of its workers."""
     with open(folder / ".workers", "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH)
+        hold(stream, fcntl.LOCK_SH, folder)
         yield
 
 
@@ -268,7 +268,7 @@ def wait_for_leftovers(folder: Path) -> None:
     with storage(folder), open(folder / ".workers", "w") as stream:
         while True:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:

@@ -277,4 +277,9 @@ def test_stop_string_and_text(pair: Pool) -> None:
     for before, after in zip(plain, stopped, strict=True):
         expected = before.text.split(letter)[0] if letter in before.text else before.text
         assert after.text == expected
+        # As under segment policies, tokens of which no text is left are not the response's.
+        ids = ids_of(after)
+        assert ids == ids_of(before)[: len(ids)]
+        decode = pair.candidates[0].vocabulary.decode
+        assert not ids or letter not in before.text or len(decode(ids[:-1])) < len(expected)
         assert (after.finish == "stop") == (letter in before.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from switchgen.rundir import (
     write_json,
     write_provenance,
 )
+from switchgen.workers import at_work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -299,6 +301,18 @@ def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
         process.stdout.close()
     with lock(tmp_path), pytest.raises(StorageError, match="another run"), lock(tmp_path):
         pass
+
+
+def test_file_systems_without_locks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clusters' shared folders know none; two runs could not tell of each other there."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("switchgen.rundir.fcntl.flock", refuse)
+    for hold_folder in (lock, at_work):
+        with pytest.raises(StorageError, match="cannot be locked .Function not implemented.; allowed: a --run-dir"):
+            hold_folder(tmp_path).__enter__()
 
 
 def test_a_stage_is_claimed_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from switchgen import weights
+from switchgen.errors import ModelError
 from switchgen.weights import weights_hash
 
 
@@ -67,3 +68,10 @@ def test_large_files_by_blocks_from_end_to_end(model: Path, monkeypatch: pytest.
 def test_hub_names_stand_for_themselves() -> None:
     assert weights_hash("org/model") == "org/model"
     assert weights_hash("org/model", "abc") == "org/model@abc"
+
+
+def test_files_that_cannot_be_read_are_named(model: Path) -> None:
+    """As such: they used to be files that cannot be written, which nobody had tried."""
+    (model / "notes.json").symlink_to("/proc/self/mem")
+    with pytest.raises(ModelError, match="model: cannot be read"):
+        weights_hash(str(model))
