@@ -57,12 +57,15 @@ class Pool:
 
     Raises:
         ModelError: a model cannot be loaded, or its tokenizer cannot be used.
+        ConfigError: two candidates have one name.
     """
 
     def __init__(self, candidates: Sequence[Candidate], models: ModelStore | None = None) -> None:
         if not candidates:
             raise ModelError("a pool needs at least one candidate")
         self.candidates = list(candidates)
+        if repeated := sorted({name for name in self.names if self.names.count(name) > 1}):
+            raise ConfigError(f"two candidates are called {repeated[0]!r}; names tell them apart")
         self.models = models or ModelStore()
         self.vocabularies: list[Vocabulary] = []
         for candidate in self.candidates:

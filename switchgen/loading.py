@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from switchgen.config import CandidateConfig
@@ -48,15 +48,33 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
     elif config.quantization is not None:
         arguments["device_map"] = {"": str(device)}  # quantized weights cannot be moved afterwards
     try:
-        model = AutoModelForCausalLM.from_pretrained(config.model, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(config.model, output_loading_info=True, **arguments)
+    except Exception as error:  # a broken file makes the libraries raise whatever they stumble over
         raise ModelError(f"{config.name}: model {config.model!r} cannot be loaded: {one_line(error)}") from None
+    if incomplete := missing_weights(info):
+        raise ModelError(f"{config.name}: model {config.model!r} {incomplete}")
+    if unused := sorted(info["unexpected_keys"]):
+        logger.warning("%s: %s has weights that a %s has no place for: %s%s", config.name, config.model,
+                       type(model).__name__, unused[0], f" and {len(unused) - 1} more" if unused[1:] else "")  # fmt: skip
     if config.device_map is None and config.quantization is None:
         model = model.to(device)
     # On CPU half precision is slow and the small models people run there lose by it; a set dtype is kept.
     if config.dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float()
     return model.eval().requires_grad_(False)
+
+
+def missing_weights(info: Mapping[str, Any]) -> str | None:
+    """What a model's files lack; None where they are whole. transformers makes up at random what is not there.
+
+    Args:
+        info: what `from_pretrained` says with `output_loading_info`.
+    """
+    missing = sorted(info["missing_keys"])
+    if not missing:
+        return None
+    more = f" and {len(missing) - 1} more" if missing[1:] else ""
+    return f"lacks weights: {missing[0]}{more}; allowed: a model whose files hold all that its config.json says"
 
 
 def check_model(config: CandidateConfig) -> None:
@@ -150,6 +168,6 @@ def load_vocabulary(source: str, *, revision: str | None = None, trust_remote_co
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # see `load_model`
         raise ModelError(f"the tokenizer of {source!r} cannot be loaded: {one_line(error)}") from None
     return Vocabulary(tokenizer, source)

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from switchgen.engines.base import Context
+from switchgen.engines.fitting import out_of_memory
 from switchgen.engines.local import TOLERANCE, input_device
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
@@ -76,6 +77,8 @@ def _disagreement(engine: SlotEngine, reference: torch.Tensor) -> str | None:
         context.ids.extend(ids[_CHECK_LENGTH // 2 :])
         logits = engine.begin([context]).logits()[0].double()
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        if out_of_memory(error):
+            raise
         return f"its forward failed: {one_line(error)}"
     finally:
         engine.release(context)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from switchgen.errors import ConfigError, DataError
+from switchgen.errors import ConfigError, DataError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -79,14 +79,18 @@ class RewardModelScorer:
             import torch  # noqa: PLC0415
             from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
+            from switchgen.loading import missing_weights  # noqa: PLC0415
+
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.name, trust_remote_code=False)
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    self.name, dtype=self.dtype, trust_remote_code=False, use_safetensors=True
-                )
-            except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:400]
-                raise ConfigError(f"reward model {self.name!r} cannot be loaded: {reason}") from error
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    self.name, dtype=self.dtype, trust_remote_code=False, use_safetensors=True,
+                    output_loading_info=True,
+                )  # fmt: skip
+            except Exception as error:  # a broken file makes the libraries raise whatever they stumble over
+                raise ConfigError(f"reward model {self.name!r} cannot be loaded: {one_line(error)}") from None
+            if incomplete := missing_weights(info):
+                raise ConfigError(f"reward model {self.name!r} {incomplete}")
             if model.config.num_labels != 1:
                 raise ConfigError(
                     f"reward model {self.name!r} has {model.config.num_labels} outputs; a reward model has one"

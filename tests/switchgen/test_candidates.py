@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -479,6 +480,45 @@ def test_models_that_are_not_there(tmp_path: Path, ladder_folder: Path) -> None:
     ):
         with pytest.raises(ModelError, match=message):
             Pool.load([aligned.model_copy(update=change)])
+
+
+def spoilt(name: str, **changes: Any) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        settings = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**settings, **changes}))
+
+    return spoil
+
+
+BROKEN_MODELS: dict[str, tuple[Callable[[Path], None], str]] = {
+    # Loaded with a third layer of random weights, and not a word of it, until it was looked for.
+    "layers missing": (spoilt("config.json", num_hidden_layers=3), r"lacks weights: model.layers.2.* and \d more; allowed"),
+    "a text where a number stands": (spoilt("config.json", hidden_size="32"), "cannot be loaded: .*hidden_size"),
+    "a tokenizer of another kind": (spoilt("tokenizer.json", model={"type": "BPE", "vocab": 3}), "tokenizer of .* cannot"),
+    "a tokenizer's config that is a list": (lambda path: (path / "tokenizer_config.json").write_text("[]"), "cannot be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN_MODELS)
+def test_broken_models(name: str, ladder_folder: Path, tmp_path: Path) -> None:
+    spoil, message = BROKEN_MODELS[name]
+    folder = shutil.copytree(ladder_folder / "aligned", tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ModelError, match=message):
+        Pool.load([CandidateConfig(name="x", model=str(folder))])
+
+
+def test_weights_without_a_place_warn(ladder_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = shutil.copytree(ladder_folder / "aligned", tmp_path / "model")
+    spoilt("config.json", num_hidden_layers=1)(folder)
+    Pool.load([CandidateConfig(name="x", model=str(folder))])
+    assert "has weights that a LlamaForCausalLM has no place for: model.layers.1" in caplog.text
+
+
+def test_two_candidates_of_one_name(ladder_folder: Path) -> None:
+    config = CandidateConfig(name="x", model=str(ladder_folder / "aligned"))
+    with pytest.raises(ConfigError, match="two candidates are called 'x'"):
+        Pool.load([config, config])
 
 
 def test_reloading_leaves_the_reference_alone(folder: Path) -> None:

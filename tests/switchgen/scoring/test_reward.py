@@ -15,6 +15,7 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    LlamaModel,
     PreTrainedTokenizerFast,
 )
 
@@ -138,6 +139,11 @@ def test_what_cannot_be_a_reward_model(reward_model: Path, tmp_path: Path) -> No
     model.save_pretrained(tmp_path / "two")
     made.save_pretrained(tmp_path / "two")
     refused(RewardModelScorer(str(tmp_path / "two"), "cpu"), "has 2 outputs; a reward model has one")
+    # A head of random weights would have given random rewards.
+    headless = LlamaConfig(**{**two.to_dict(), "num_labels": 1, "architectures": None})
+    LlamaModel(headless).save_pretrained(tmp_path / "headless")
+    made.save_pretrained(tmp_path / "headless")
+    refused(RewardModelScorer(str(tmp_path / "headless"), "cpu"), "lacks weights: score.weight; allowed")
     made.save_pretrained(tmp_path / "pickled")
     two.save_pretrained(tmp_path / "pickled")
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
