@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
     if incomplete := missing_weights(info):
         raise ModelError(f"{config.name}: model {config.model!r} {incomplete}")
     if unused := sorted(info["unexpected_keys"]):
-        logger.warning("%s: %s has weights that a %s has no place for: %s%s", config.name, config.model,
-                       type(model).__name__, unused[0], f" and {len(unused) - 1} more" if unused[1:] else "")  # fmt: skip
+        logger.warning("%s: %s has weights that a %s has no place for: %s", config.name, config.model,
+                       type(model).__name__, _first_of(unused))  # fmt: skip
     if config.device_map is None and config.quantization is None:
         model = model.to(device)
     # On CPU half precision is slow and the small models people run there lose by it; a set dtype is kept.
@@ -73,8 +73,11 @@ def missing_weights(info: Mapping[str, Any]) -> str | None:
     missing = sorted(info["missing_keys"])
     if not missing:
         return None
-    more = f" and {len(missing) - 1} more" if missing[1:] else ""
-    return f"lacks weights: {missing[0]}{more}; allowed: a model whose files hold all that its config.json says"
+    return f"lacks weights: {_first_of(missing)}; allowed: a model whose files hold all that its config.json says"
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def check_model(config: CandidateConfig) -> None:

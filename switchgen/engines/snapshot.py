@@ -223,11 +223,8 @@ class SnapshotEngine(LocalEngine):
         if self._module_state() - before:
             return "nothing kept"
         spread = (whole.max() - whole.min()).item() or 1.0
-        return (
-            feeding
-            if (logits - whole).abs().max().item() <= TOLERANCE.get(self.model.dtype, 0.15) * spread
-            else "nothing kept"
-        )
+        allowed = TOLERANCE.get(self.model.dtype, 0.15) * spread
+        return feeding if (logits - whole).abs().max().item() <= allowed else "nothing kept"
 
     def _module_state(self) -> set[tuple[str, str]]:
         """Tensors that modules hold beside their weights."""
