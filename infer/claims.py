@@ -13,7 +13,7 @@ from switchgen.policies.responses import is_response_policy, parse_response_poli
 from switchgen.policies.routers import is_router
 from switchgen.policies.routing import ROUTING, ROUTING_POLICIES
 from switchgen.rundir import Run
-from switchgen.weights import weights_hash
+from switchgen.weights import candidate_weights, weights_hash
 
 
 def response_claim(run: Run, policy: str) -> dict[str, Any]:
@@ -21,12 +21,14 @@ def response_claim(run: Run, policy: str) -> dict[str, Any]:
 
     Weights count by what the files hold: a switcher that was trained anew in the same folder is another switcher.
     """
-    weights: dict[str, Any] = {config.name: _weights_of(config) for config in _writers(run, policy)}
+    weights: dict[str, Any] = {config.name: candidate_weights(config) for config in _writers(run, policy)}
     if split_name(policy)[0] in ("switcher", "untuned", *ROUTING_POLICIES):
         settings = run.recipe.switcher
         base = settings.base or run.recipe.names[-1]
         known = {config.name: config for config in run.recipe.pool}
-        weights["switcher base"] = _weights_of(known[base]) if base in known else weights_hash(base, settings.revision)
+        weights["switcher base"] = (
+            candidate_weights(known[base]) if base in known else weights_hash(base, settings.revision)
+        )
     if split_name(policy)[0] in ("switcher", ROUTING):
         weights["switcher"] = weights_hash(switcher_adapter(run))
     judge = run.recipe.router.judge
@@ -39,11 +41,6 @@ def _writers(run: Run, policy: str) -> list[CandidateConfig]:
     if is_own_model(policy) and policy not in run.recipe.names:
         return [own_candidate(run, policy)]
     return [config for config in run.recipe.pool if policy not in run.recipe.names or config.name == policy]
-
-
-def _weights_of(config: CandidateConfig) -> str | list[str]:
-    model = weights_hash(config.model, config.revision)
-    return model if config.adapter is None else [model, weights_hash(config.adapter)]
 
 
 def weights_bytes(run: Run, policy: str) -> int | None:

@@ -61,7 +61,8 @@ def sequence_effects(
     for own in contained:
         for sequence in own:
             found[sequence] += 1
-    tasks = [_Task(responses, task, num_resamples, seed) for task in dict.fromkeys(r.task for r in responses)]
+    rng = np.random.default_rng(seed)  # one for all tasks: their questions are drawn independently
+    tasks = [_Task(responses, task, num_resamples, rng) for task in dict.fromkeys(r.task for r in responses)]
     effects = []
     for sequence, count in found.items():
         has = np.array([sequence in own for own in contained])
@@ -77,14 +78,13 @@ def _sequences(writers: Writers, lengths: Sequence[int]) -> set[Writers]:
 class _Task:
     """One task's responses as arrays, and how often each question is in each resample."""
 
-    def __init__(self, responses: Sequence[Spoken], task: str, num_resamples: int, seed: int) -> None:
+    def __init__(self, responses: Sequence[Spoken], task: str, num_resamples: int, rng: np.random.Generator) -> None:
         self.rows = np.array([index for index, response in enumerate(responses) if response.task == task])
         own = [responses[index] for index in self.rows]
         places = {question: place for place, question in enumerate(dict.fromkeys(one.question for one in own))}
         self.questions = np.array([places[one.question] for one in own])
         self.scores = np.array([one.score for one in own])
         count = len(places)
-        rng = np.random.default_rng(seed)
         self.times_RQ = rng.multinomial(count, np.full(count, 1 / count), size=num_resamples).astype(np.float64)
 
     def table(self, has: npt.NDArray[np.bool_]) -> FloatArray:

@@ -22,6 +22,7 @@ from switchgen.scoring import metric_named
 from switchgen.tasks import Example, Task, load_task
 from switchgen.tasks.overlap import EvaluationQuestions
 from switchgen.trace import Query
+from switchgen.weights import candidate_weights
 
 logger = logging.getLogger("switchgen")
 
@@ -33,6 +34,10 @@ MAY_GROW = ("rollout.queries", "rollout.states")
 More questions are a superset of fewer (`pick_questions`), a question's later states leave its earlier ones alone
 (`Labelling._cut`), and every seed derives from the question and the state's number.
 """
+
+
+WEIGHTS = "weights"
+"""Of the candidates, by what the files hold: a ladder that was trained anew in the same folders has other labels."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,7 @@ def dependencies(run: Run, tasks: Sequence[Task]) -> dict[str, Any]:
         "decoding": recipe.decoding.model_dump(mode="json"),
         "pool": [candidate.model_dump(mode="json", exclude={"device", "device_map"}) for candidate in recipe.pool],
         "tasks": {task.name: _task_settings(task, spec) for task, spec in zip(tasks, recipe.tasks, strict=True)},
+        WEIGHTS: {candidate.name: candidate_weights(candidate) for candidate in recipe.pool},
     }
     if recipe.rollout.policy in ("switcher", "untuned"):
         settings["switcher"] = recipe.switcher.model_dump(mode="json", exclude={"device"})

@@ -24,6 +24,7 @@ from typing import Any
 
 from rollout.questions import (
     MAY_GROW,
+    WEIGHTS,
     Question,
     check,
     dependencies,
@@ -66,7 +67,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
     folder = run.dir / "rollout"
     with lock(folder):
         wait_for_leftovers(folder)
-        claim_stage(folder, "rollout", dependencies(run, tasks), may_grow=MAY_GROW)
+        claim_stage(folder, "rollout", dependencies(run, tasks), may_grow=MAY_GROW, noted_since=[WEIGHTS])
         done = _finished_ids(folder)
         wanted = _state_ids(questions, settings.states)
         pending = [question for question in questions if not done.issuperset(question.state_ids(settings.states))]

@@ -76,6 +76,10 @@ def released_log(trace: Trace) -> dict[str, Any]:
     }
 
 
+_SAME = 1e-9
+"""Means that differ by less are the same: sums of graded scores (.1 + .2 and .3) differ in the last digits."""
+
+
 def label_record(
     *,
     state_id: str,
@@ -110,6 +114,7 @@ def label_record(
     ordered = sorted(means, reverse=True)
     best = means.index(ordered[0]) if label is None else label
     margin = min((_ahead(scores[best], other) for index, other in enumerate(scores) if index != best), default=0.0)
+    spread = ordered[0] - ordered[-1]
     return {
         "schema": SCHEMA,
         "id": state_id,
@@ -123,11 +128,11 @@ def label_record(
         "means": means,
         "std_errors": [statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None for values in scores],
         "label": best,
-        "tie": len(means) > 1 and (margin <= 0 or outcome == "tie"),
-        "margin": max(0.0, margin),
+        "tie": len(means) > 1 and (margin <= _SAME or outcome == "tie"),
+        "margin": margin if margin > _SAME else 0.0,
         "outcome": outcome,
         "confidence": confidence,
-        "spread": ordered[0] - ordered[-1],
+        "spread": spread if spread > _SAME else 0.0,
         "round": round_index,
         "tokens": tokens,
     }

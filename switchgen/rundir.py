@@ -212,11 +212,19 @@ def lock(folder: Path) -> Iterator[None]:
         stream.close()
 
 
-def claim_stage(folder: Path, stage: str, settings: Mapping[str, Any], *, may_grow: Collection[str] = ()) -> None:
+def claim_stage(
+    folder: Path,
+    stage: str,
+    settings: Mapping[str, Any],
+    *,
+    may_grow: Collection[str] = (),
+    noted_since: Collection[str] = (),
+) -> None:
     """Note the settings that a stage's files depend on, or see that they are still the same.
 
     Args:
         may_grow: paths of numbers that may be raised: more work is asked for, what is there stays as it is.
+        noted_since: settings that older folders do not note; they are taken to be what they are now.
 
     Raises:
         ConfigError: the folder holds work made with other settings.
@@ -233,7 +241,10 @@ def claim_stage(folder: Path, stage: str, settings: Mapping[str, Any], *, may_gr
     differences = []
     grown = False
     for line, old, new in _differences(found, wanted["settings"]):
-        if line.partition(":")[0] not in may_grow:
+        place = line.partition(":")[0]
+        if place in noted_since and place not in found:
+            grown = True
+        elif place not in may_grow:
             differences.append(line)
         elif isinstance(old, int) and isinstance(new, int) and new > old:
             grown = True

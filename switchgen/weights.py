@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from switchgen.config import CandidateConfig
 from switchgen.errors import ModelError
 
 _SUFFIXES = {".safetensors", ".bin", ".json", ".jinja", ".model"}
@@ -13,6 +14,12 @@ _NOT_WEIGHTS = {"switchgen.json", "trainer_state.json", "README.json"}
 _WHOLE_BYTES = 64 * 2**20
 _NUM_BLOCKS = 256
 _BLOCK_BYTES = 64 * 1024
+
+
+def candidate_weights(config: CandidateConfig) -> str | list[str]:
+    """`weights_hash` of a candidate's model, and of its adapter if it has one."""
+    model = weights_hash(config.model, config.revision)
+    return model if config.adapter is None else [model, weights_hash(config.adapter)]
 
 
 def weights_hash(model: str, revision: str | None = None) -> str:

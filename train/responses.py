@@ -29,7 +29,7 @@ from switchgen.tasks import Example, Task, load_task
 from switchgen.tasks.overlap import EvaluationQuestions
 from switchgen.trace import Query
 from switchgen.vocabulary import Vocabulary
-from switchgen.weights import weights_hash
+from switchgen.weights import candidate_weights, weights_hash
 from switchgen.workers import (
     Report,
     Share,
@@ -52,6 +52,7 @@ REASONS = ("not_answered", "unfinished", "low_score", "repeated", "too_long")
 """Why responses are left out, in the order in which they are looked at."""
 
 _REWARD_MODEL = "reward_model"
+_WEIGHTS = "weights"
 _IGNORED = -100
 _MAX_SHOWN = 5
 
@@ -152,6 +153,7 @@ def dependencies(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
         **fingerprint(run, policy),
         "tasks": {name: [task.sha256, task.metric, task.marker, task.strict] for name, task in tasks.items()},
         "reward_model": run.recipe.rollout.reward_model,
+        _WEIGHTS: {candidate.name: candidate_weights(candidate) for candidate in run.recipe.pool},
     }
     if policy == "switcher":
         adapter = run.recipe.switcher.adapter or str(run.switcher_adapter)
@@ -186,7 +188,7 @@ def check_responses(run: Run, questions: Sequence[Question]) -> None:
             f"{folder}: {there} of {wanted} responses are there; start `switchgen distill` (with --launcher for "
             "several processes), which writes them first"
         )
-    claim_stage(folder, FOLDER, dependencies(run, questions))
+    claim_stage(folder, FOLDER, dependencies(run, questions), noted_since=[_WEIGHTS])
 
 
 def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1) -> None:
@@ -204,7 +206,7 @@ def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1
     folder = run.dir / FOLDER
     with lock(folder):
         wait_for_leftovers(folder)
-        claim_stage(folder, FOLDER, dependencies(run, questions))
+        claim_stage(folder, FOLDER, dependencies(run, questions), noted_since=[_WEIGHTS])
         gather_shards(folder, folder)
         with Shard(folder / RESPONSES) as shard:
             done = shard.done

@@ -48,6 +48,23 @@ def test_a_planted_effect_is_covered_and_none_where_there_is_none() -> None:
     assert all(0.90 <= count / 200 <= 0.985 for count in inside.values()), inside
 
 
+def test_tasks_are_resampled_independently() -> None:
+    """Twice the questions, in two tasks: half the variance, not the same draws in both."""
+    rng = np.random.default_rng(1)
+
+    def task(name: str) -> list[Spoken]:
+        return [Spoken(name, str(i), ("a", "b") if i % 2 else ("b", "a"), float(rng.random() < 0.5)) for i in range(80)]
+
+    def width(responses: list[Spoken]) -> float:
+        one = next(e for e in sequence_effects(responses, lengths=(2,), num_resamples=4000) if e.writers == ("a", "b"))
+        assert one.low is not None and one.high is not None
+        return one.high - one.low
+
+    alone = task("one")
+    copied = [Spoken("two", one.question, one.writers, one.score) for one in alone]
+    assert width([*alone, *copied]) / width(alone) == pytest.approx(0.5**0.5, abs=0.06)
+
+
 def test_always_or_never_has_no_effect() -> None:
     always = sequence_effects([Spoken("t", str(i), ("a", "b"), float(i % 2)) for i in range(6)])
     assert [(one.share, one.effect, one.low) for one in always] == [(1.0, None, None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable
@@ -21,12 +22,14 @@ from rollout.states import NO_BORDER, NOT_SCORED, REPEATED, TOO_LONG, State, dec
 from switchgen.assembly import load_writers
 from switchgen.candidates import Pool
 from switchgen.engines.base import EngineStats
+from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
 from switchgen.loop import Loop
 from switchgen.policies import FixedPolicy, RandomPolicy
 from switchgen.rows import Row
 from switchgen.rundir import Run
 
+NAMES = ("base", "tuned", "aligned")
 Labels = dict[str, dict[str, Any]]
 ReadLabels = Callable[[Run], Labels]
 
@@ -349,6 +352,29 @@ def test_one_adapter_s_labels_are_not_another_s(make_run: Any) -> None:
         if rank == 2:
             main(run)
     with pytest.raises(ValueError, match="switcher.weights"):
+        main(run)
+
+
+def test_labels_of_candidates_that_were_trained_anew(make_run: Any, home: Path, tmp_path: Path) -> None:
+    """The same folders with other weights: the labels are not these models'. Folders of before noted no weights."""
+    ladder = shutil.copytree(home / "ladder", tmp_path / "ladder")
+    small = (
+        "rollout.queries=1",
+        "rollout.states=1",
+        *(f"pool.{i}.model={ladder / name}" for i, name in enumerate(NAMES)),
+    )
+    run = make_run("run", *small)
+    main(run)
+    stage = run.dir / "rollout" / "stage.json"
+    noted = json.loads(stage.read_text())
+    weights = noted["settings"].pop("weights")
+    assert set(weights) == set(NAMES), "every candidate's"
+    stage.write_text(json.dumps(noted))
+    main(run)
+    assert json.loads(stage.read_text())["settings"]["weights"] == weights
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(ladder / "aligned" / name, ladder / "tuned" / name)
+    with pytest.raises(ConfigError, match=r"weights\.tuned: was"):
         main(run)
 
 

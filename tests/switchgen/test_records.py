@@ -73,6 +73,8 @@ def test_the_released_log() -> None:
         ([[0.0], [0.5], [0.5]], 1, True, 0.0, 0.5),
         ([[0.25, 0.75], [0.5]], 0, True, 0.0, 0.0),
         ([[2.0]], 0, False, 0.0, 0.0),
+        # Graded scores: .1 + .2 is .30000000000000004.
+        ([[0.3, 0.0], [0.1, 0.2]], 1, True, 0.0, 0.0),
     ],
 )
 def test_a_label_record(scores: list[list[float]], label: int, tie: bool, margin: float, spread: float) -> None:
