@@ -49,6 +49,8 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
         arguments["device_map"] = {"": str(device)}  # quantized weights cannot be moved afterwards
     try:
         model, info = AutoModelForCausalLM.from_pretrained(config.model, output_loading_info=True, **arguments)
+        if "device_map" not in arguments:
+            model = model.to(device)
     except Exception as error:  # a broken file makes the libraries raise whatever they stumble over
         raise ModelError(f"{config.name}: model {config.model!r} cannot be loaded: {one_line(error)}") from None
     if incomplete := missing_weights(info):
@@ -56,8 +58,6 @@ def load_model(config: CandidateConfig) -> PreTrainedModel:
     if unused := sorted(info["unexpected_keys"]):
         logger.warning("%s: %s has weights that a %s has no place for: %s", config.name, config.model,
                        type(model).__name__, _first_of(unused))  # fmt: skip
-    if config.device_map is None and config.quantization is None:
-        model = model.to(device)
     # On CPU half precision is slow and the small models people run there lose by it; a set dtype is kept.
     if config.dtype == "auto" and device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float()

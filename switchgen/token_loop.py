@@ -9,34 +9,20 @@ Shapes: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
-from switchgen.engines.base import Context, Engine, Session
+from switchgen.engines.base import Engine, Session
 from switchgen.engines.fitting import make_fewer, out_of_memory
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
 from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
 from switchgen.sampling import SamplingParams, sample_tokens
-from switchgen.stops import cut
-from switchgen.trace import Segment, SegmentFinish, TraceFinish
+from switchgen.token_pen import TokenPen
 from switchgen.vocabulary import MAX_UTF8_EXTRA, continues_word
-
-
-@dataclass(slots=True)
-class _Pen:
-    """One row while it is written."""
-
-    row: Row
-    contexts: tuple[Context, ...]
-    ids: list[int] = field(default_factory=list)
-    writers: list[int] = field(default_factory=list)
-    """Who wrote each token; 0 is the base, 1 the aligned model."""
-    text: bytes = b""
 
 
 class TokenLoop:
@@ -60,10 +46,13 @@ class TokenLoop:
         self._mixes = policy.weight is not None and policy.weight not in (0, 1)
         self._contrasts = policy.weight is not None and policy.weight < 0
         self._stop_ids = [engine.stop_ids for engine in self.engines]
-        self._banned_ids = [engine.banned_ids[engine.banned_ids < len(self.vocabulary)] for engine in self.engines]
+        # Both models' logits are brought to where the base's are.
+        device = self.engines[0].device
+        banned = [engine.banned_ids.to(device) for engine in self.engines]
+        self._banned_ids = [ids[ids < len(self.vocabulary)] for ids in banned]
         if self._mixes and not self._contrasts:
             ids, others = self._banned_ids
-            self._banned_ids = [ids[torch.isin(ids, others.to(ids.device))]]
+            self._banned_ids = [ids[torch.isin(ids, others)]]
             self._stop_ids = [frozenset().union(*self._stop_ids)] * 2
 
     @property
@@ -84,7 +73,7 @@ class TokenLoop:
             rows: None stands for "nobody waits at the moment": the next one is asked for a segment's length later.
         """
         source = iter(rows)
-        pens: list[_Pen] = []
+        pens: list[TokenPen] = []
         exhausted = False
         while pens or not exhausted:
             finished: list[Row] = []
@@ -97,13 +86,13 @@ class TokenLoop:
                 if row is None:
                     break
                 if self._admit(row):
-                    pens.append(_Pen(row, tuple(row.context(place) for place in self.places)))
+                    pens.append(TokenPen(row, tuple(row.context(place) for place in self.places)))
                 else:
                     finished.append(row)
             if pens:
                 done, pens = self._turn(pens, exhausted=exhausted)
                 for pen in done:
-                    self._sign(pen)
+                    pen.sign(self.vocabulary, self.places, self._stop)
                     pen.row.release(self.readers)
                     self.policy.release(pen.row)
                 finished += [pen.row for pen in done]
@@ -114,7 +103,7 @@ class TokenLoop:
         """Rows that are stepped together: both models keep the caches of all of them."""
         return min(self.max_rows, *(engine.max_slots for engine in self.engines))
 
-    def _turn(self, pens: list[_Pen], *, exhausted: bool) -> tuple[list[_Pen], list[_Pen]]:
+    def _turn(self, pens: list[TokenPen], *, exhausted: bool) -> tuple[list[TokenPen], list[TokenPen]]:
         """Step as many rows as there is room for; (done, still going). Half as many where they do not fit in memory.
 
         Args:
@@ -148,8 +137,8 @@ class TokenLoop:
         return row.trace.finish is None
 
     def _step_until_done(
-        self, pens: list[_Pen], *, refill: bool, max_steps: int | None
-    ) -> tuple[list[_Pen], list[_Pen]]:
+        self, pens: list[TokenPen], *, refill: bool, max_steps: int | None
+    ) -> tuple[list[TokenPen], list[TokenPen]]:
         """Step the batch until a row is done and another may take its place (or all are); (done, still going).
 
         Args:
@@ -161,7 +150,7 @@ class TokenLoop:
         # The pens stand in the first session's order; `place_in[1]` says where each of them is in the second.
         pens = [pens[index] for index in sessions[0].order]
         place_in = _places(sessions)
-        done: list[_Pen] = []
+        done: list[TokenPen] = []
         steps = 0
         while pens and steps != max_steps:
             ended = self._advance(pens, self._logits(sessions, place_in))
@@ -194,15 +183,15 @@ class TokenLoop:
             mixed_NV = torch.lerp(aligned_NV.to(base_NV.dtype), base_NV, self.policy.weight)
             mixed_NV.index_fill_(1, self._banned_ids[-1], float("-inf"))
             if self._contrasts:
-                aligned_NV.index_fill_(1, self._banned_ids[-1].to(aligned_NV.device), float("-inf"))
+                aligned_NV.index_fill_(1, self._banned_ids[-1], float("-inf"))
                 least_N1 = aligned_NV.max(dim=-1, keepdim=True).values + LOG_PLAUSIBLE
                 mixed_NV.masked_fill_(aligned_NV < least_N1, float("-inf"))
             return [mixed_NV, mixed_NV]
         for logits_NV, banned in zip((base_NV, aligned_NV), self._banned_ids, strict=True):
-            logits_NV.index_fill_(1, banned.to(logits_NV.device), float("-inf"))
+            logits_NV.index_fill_(1, banned, float("-inf"))
         return [base_NV, aligned_NV]
 
-    def _advance(self, pens: list[_Pen], logits: list[torch.Tensor]) -> set[int]:
+    def _advance(self, pens: list[TokenPen], logits: list[torch.Tensor]) -> set[int]:
         """Draw and append one token per row; indices of the rows that ended."""
         device = logits[0].device
         seeds_N = torch.tensor([pen.row.trace.seed for pen in pens], device=device)
@@ -224,7 +213,7 @@ class TokenLoop:
             if self._append(pen, writer, token)
         }
 
-    def _stands(self, pen: _Pen, writer: int, token: int) -> bool:
+    def _stands(self, pen: TokenPen, writer: int, token: int) -> bool:
         """Whether the token that the previous token's writer drew goes on with a word, so that nobody is asked."""
         if writer < 0 or token in self._stop_ids[writer]:
             return False
@@ -254,7 +243,7 @@ class TokenLoop:
 
     def _pick(
         self,
-        pens: list[_Pen],
+        pens: list[TokenPen],
         asked: list[int],
         logits: list[torch.Tensor],
         seeds_N: torch.Tensor,
@@ -266,7 +255,7 @@ class TokenLoop:
         base_N = self.policy.pick_base(base_NV, aligned_NV, own_seeds_N, own_index_N, texts)
         return [0 if base else 1 for base in base_N.tolist()]
 
-    def _append(self, pen: _Pen, writer: int, token: int) -> bool:
+    def _append(self, pen: TokenPen, writer: int, token: int) -> bool:
         """Append a token for both models; whether the row ended."""
         trace = pen.row.trace
         if pen.row.cancelled:
@@ -294,31 +283,10 @@ class TokenLoop:
             return True
         return False
 
-    def _sign(self, pen: _Pen) -> None:
-        """Turn runs of one writer into segments; a run is not cut inside a character."""
-        trace = pen.row.trace
-        start = 0
-        for end in range(1, len(pen.writers) + 1):
-            same = end < len(pen.writers) and pen.writers[end] == pen.writers[start]
-            if end < len(pen.writers) and (same or self.vocabulary.ends_inside_character(pen.ids[start:end])):
-                continue
-            text = self.vocabulary.decode(pen.ids[start:end])
-            finish: SegmentFinish = "boundary" if end < len(pen.writers) else _segment_finish(trace.finish)
-            trace.segments.append(Segment(self.places[pen.writers[start]], text, tuple(pen.ids[start:end]), finish))
-            start = end
-        found = [place for place in map(pen.text.find, self._stop) if place >= 0]
-        if found:
-            # Counted as the response's text has it: bytes that are no UTF-8 stand there as U+FFFD.
-            cut(pen.row, len(pen.text[min(found) :].decode("utf-8", errors="replace").encode()))
-
 
 def _local(engine: Engine) -> SlotEngine | SnapshotEngine:
     assert isinstance(engine, SlotEngine | SnapshotEngine), "a router reads logits: checked by make_router"
     return engine
-
-
-def _segment_finish(finish: TraceFinish | None) -> SegmentFinish:
-    return finish if finish == "eos" or finish == "stop" else "length"
 
 
 def _places(sessions: list[Session]) -> list[int]:

@@ -15,7 +15,7 @@ packed read.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -196,17 +196,23 @@ class SlotCache(Cache):
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copy rows `sources` to `targets` (up to `length` positions); overlapping lists act as a permutation."""
+        places: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        for pool in self._pools():
+            # To a device once, not for every layer: each copy makes the host wait.
+            if pool.device not in places:
+                places[pool.device] = (
+                    torch.tensor(sources, device=pool.device), torch.tensor(targets, device=pool.device)
+                )  # fmt: skip
+            source, target = places[pool.device]
+            pool[target, :, :length] = pool[source, :, :length]
+
+    def _pools(self) -> Iterator[torch.Tensor]:
+        """Keys and values of every layer that has any."""
         for layer in self.layers:
             if layer.is_initialized:
-                for pool in (layer.keys, layer.values):
-                    pool[targets, :, :length] = pool[sources, :, :length]
+                yield from (layer.keys, layer.values)
 
     @property
     def num_bytes(self) -> int:
         """Memory of all slots."""
-        return sum(
-            pool.numel() * pool.element_size()
-            for layer in self.layers
-            if layer.is_initialized
-            for pool in (layer.keys, layer.values)
-        )
+        return sum(pool.numel() * pool.element_size() for pool in self._pools())
