@@ -26,7 +26,9 @@ from infer.responses import claim_responses, write_missing
 from infer.results import Cell, results_document
 from infer.scores import scored_cells
 from switchgen.assembly import check_writers
+from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError
+from switchgen.loading import check_model
 from switchgen.merges import is_merge
 from switchgen.rundir import Run, lock, provenance, write_json
 from switchgen.workers import num_workers_of
@@ -88,6 +90,8 @@ def _check_settings(run: Run, tasks: Sequence[Questions]) -> None:
             f"evaluate.reward_model is not set, and a reward model scores {', '.join(by_reward)}; name one (a folder "
             "or a hub name), or leave the task out"
         )
+    if by_reward:
+        check_model(CandidateConfig(name="evaluate.reward_model", model=str(settings.reward_model)))
 
 
 def _comparison_settings(run: Run) -> JSON:

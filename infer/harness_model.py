@@ -125,7 +125,9 @@ class SwitchgenLM(LM):  # type: ignore[misc]
                 max_seq_len=candidate.engine.max_positions - 1, context_len=1,
             )  # fmt: skip
             found = likelihoods(candidate, [make_disjoint_window(window) for window in windows])
-            totals.append(sum(one.log_prob for one in found if one is not None))
+            known = [one.log_prob for one in found if one is not None]
+            assert len(known) == len(found), "a window is as long as the context at most"
+            totals.append(sum(known))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 

@@ -32,7 +32,9 @@ from infer.sweep_responses import (
 from infer.sweep_results import point_record, split_document
 from switchgen.api import check_decoding
 from switchgen.assembly import check_writers
+from switchgen.config import CandidateConfig
 from switchgen.errors import DataError
+from switchgen.loading import check_model
 from switchgen.rundir import Run, lock, write_json
 
 logger = logging.getLogger("switchgen")
@@ -77,11 +79,14 @@ def main(run: Run) -> JSON:
 
 
 def check_points(run: Run, points: Sequence[Point]) -> None:
-    """See that every point can work, before a model is loaded.
+    """See that every point can work and what measures them is there, before a model is loaded.
 
     Raises:
-        ConfigError, ModelError: one cannot.
+        ConfigError, ModelError: one cannot, or is not.
     """
+    for key in ("embedding_model", "reward_model"):
+        if (model := getattr(run.recipe.sweep, key)) is not None:
+            check_model(CandidateConfig(name=f"sweep.{key}", model=model))
     check_writers(run, list(dict.fromkeys(point.policy for point in points)))
     for point in points:
         check_decoding(point.policy, at_temperature(run, point).recipe.decoding)

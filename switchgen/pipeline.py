@@ -80,6 +80,9 @@ def learn_to_switch(run: Run) -> None:
             f"{run.dir / 'rollout'} holds labels of a run of one round; rollout.rounds: {rounds} puts its best round's "
             "there. Use another --run-dir, or go back to rollout.rounds: 1"
         )
+    if run.recipe.rollout.rounds_split == run.recipe.rollout.split:
+        logger.warning("rollout.rounds_split is rollout.split (%s): the best round is chosen on questions that its "
+                       "switcher has learned from", run.recipe.rollout.split)  # fmt: skip
     scores = [_round(run, number) for number in range(1, rounds + 1)]
     _keep(run, 1 + scores.index(max(scores)), scores)
 

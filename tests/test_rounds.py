@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from fits import NAMES
 from ladders import save_ladder
 
+from switchgen import pipeline
 from switchgen.errors import ConfigError
 from switchgen.pipeline import learn_to_switch, round_runs
 from switchgen.records import read_records
@@ -42,6 +44,18 @@ def make_run(folder: Path, *overrides: str) -> Run:
 def test_a_round_is_not_chosen_on_the_test_questions(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rounds_split: 'dev' is also evaluate.split"):
         make_run(tmp_path, "evaluate.split=dev")
+
+
+def test_a_round_that_is_chosen_on_what_it_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline, "_round", lambda *_: 0.5)
+    monkeypatch.setattr(pipeline, "_keep", lambda *_: None)
+    for split, warns in (("train", False), ("dev", True)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "switchgen"):
+            learn_to_switch(make_run(tmp_path, f"rollout.split={split}"))
+        assert ("rollout.rounds_split is rollout.split (dev)" in caplog.text) is warns
 
 
 def test_labels_of_one_round_are_not_replaced(tmp_path: Path) -> None:

@@ -235,6 +235,8 @@ def test_the_message_about_another_recipe_s_responses_is_a_command(make_run: Mak
 def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.reward_model is not set.*tales"):
         main(make_run("run", tasks=("tales",)))
+    with pytest.raises(ModelError, match=r"evaluate\.reward_model: no model folder at .*nowhere"):
+        main(make_run("run", f"evaluate.reward_model={home / 'nowhere'}", tasks=("tales",)))
     judge = f"evaluate.reward_model={home / 'judge'}"
     run = make_run("run", judge, "evaluate.policies=[base, random]", tasks=("tales", "ages"))
     document = main(run)

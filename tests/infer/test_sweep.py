@@ -25,7 +25,7 @@ from infer.sweep_methods import default_methods, kind_of, points_of
 from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, lexical_metrics
 from infer.sweep_results import split_document
 from switchgen.candidates import Pool
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, ModelError
 from switchgen.rundir import Run, open_run
 from switchgen.trace import Query
 
@@ -327,6 +327,14 @@ def test_wrong_sweeps(make: Make, methods: list[JSON], changes: JSON, part: str)
     with pytest.raises(ConfigError) as raised:
         main(make("wrong", methods, **changes))
     assert part in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["embedding_model", "reward_model"])
+def test_what_measures_is_looked_for_before_anything_is_written(make: Make, key: str) -> None:
+    run = make("wrong", [{"policy": "aligned"}], **{key: "./nowhere"})
+    with pytest.raises(ModelError, match=rf"sweep\.{key}: no model folder at './nowhere'"):
+        main(run)
+    assert not (run.dir / "sweep" / "responses").exists()
 
 
 def test_wrong_calibrations(make: Make) -> None:
