@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from switchgen.api import AnyLoop, AnyPolicy, check_policy, make_loop, make_policy
-from switchgen.candidates import Pool, Switcher
-from switchgen.config import CandidateConfig, DecodingConfig, Recipe, SwitcherConfig, nearest
+from switchgen.candidates import Pool, Switcher, check_trained_for
+from switchgen.config import CandidateConfig, DecodingConfig, Recipe, nearest
 from switchgen.errors import ConfigError
 from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
@@ -151,14 +149,13 @@ def make_run_policy(run: Run, name: str, pool: Pool) -> AnyPolicy:
     rule, barred = split_name(name)
     if rule in ("switcher", "untuned", *ROUTING_POLICIES):
         adapter = switcher_adapter(run) if rule in ("switcher", ROUTING) else None
-        if adapter is not None:
+        if adapter is not None and settings.kind == "probe":
             check_trained_for(adapter, pool.names, settings)
-            if settings.kind == "probe":
-                host = pool.index(settings.base or pool.names[-1])
-                probe = Probe.load(adapter)
-                probed = ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
-                left = leave_out(probed, name, frozenset(map(pool.index, barred)), len(pool)) if barred else probed
-                return guarded(left, run.recipe, pool)
+            host = pool.index(settings.base or pool.names[-1])
+            probe = Probe.load(adapter)
+            probed = ProbePolicy(pool, host, probe, temperature=settings.temperature, top_p=settings.top_p)
+            left = leave_out(probed, name, frozenset(map(pool.index, barred)), len(pool)) if barred else probed
+            return guarded(left, run.recipe, pool)
         # Who was not trained has to be told in words what to do, which the compact format does not.
         shown = settings.format if adapter is not None else "released"
         asked = settings.model_copy(update={"adapter": adapter, "format": shown})
@@ -197,34 +194,6 @@ def guarded(policy: AnyPolicy, recipe: Recipe, pool: Pool) -> AnyPolicy:
         return own(row) if allowed is None else (allowed & left or allowed)
 
     return MaskedPolicy(policy.inner, both, name=policy.name)
-
-
-def check_trained_for(adapter: str, names: Sequence[str], settings: SwitcherConfig) -> None:
-    """See that a switcher of our own was trained for as many candidates as the pool has, in the recipe's format.
-
-    Raises:
-        ConfigError: it was not.
-    """
-    path = os.path.join(adapter, "switchgen.json")
-    if not os.path.isfile(path):
-        return
-    with open(path, encoding="utf-8") as stream:
-        facts = json.load(stream)
-    trained, shown = facts.get("candidates", []), facts.get("format", settings.format)
-    if settings.kind == "lm" and shown != settings.format:
-        raise ConfigError(
-            f"switcher.format: {settings.format}: {adapter} was trained with switcher.format: {shown}; allowed: that "
-            "one, or a new switcher"
-        )
-    if trained and len(trained) != len(names):
-        raise ConfigError(
-            f"{adapter}: this switcher chooses between {len(trained)} candidates ({', '.join(trained)}); the pool has "
-            f"{len(names)} ({', '.join(names)})"
-        )
-    if trained and list(trained) != list(names):
-        # To carry a switcher over to another pool is an experiment of the paper's; to mix up the order is a mistake.
-        logger.warning("%s: this switcher was trained for %s, in this order; its labels now mean %s", adapter,
-                       ", ".join(trained), ", ".join(names))  # fmt: skip
 
 
 def distilled_candidate(run: Run) -> CandidateConfig:

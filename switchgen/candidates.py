@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,6 +110,10 @@ class Pool:
         """The switcher of a recipe: its base with its adapter (none: the untuned switcher).
 
         A base that is a candidate's name, or the same model as a candidate, shares that candidate's weights.
+
+        Raises:
+            ConfigError: the adapter was trained for another number of candidates, or in another format.
+            ModelError: the pool or the base cannot have a switcher.
         """
         if len(self) < 2:
             raise ModelError(f"a switcher chooses between candidates; the pool has only {self.names[0]!r}")
@@ -132,6 +138,7 @@ class Pool:
                     f"switcher.base: {source.name!r} is itself an adapter ({source.adapter}); a switcher adapter "
                     "needs a whole model as its base"
                 )
+            check_trained_for(config.adapter, self.names, config)
             source = source.model_copy(update={"adapter": config.adapter})
         engine = self.models.engine(source, max_slots=max_slots, name="switcher")
         chat = prompt_style(source, engine.vocabulary) == "chat"
@@ -174,3 +181,31 @@ def prompt_style(config: CandidateConfig, vocabulary: Vocabulary) -> str:
     if config.prompt == "auto":
         return "chat" if has_template else PLAIN_TEMPLATE
     return PLAIN_TEMPLATE if config.prompt == "plain" else config.prompt
+
+
+def check_trained_for(adapter: str, names: Sequence[str], settings: SwitcherConfig) -> None:
+    """See that a switcher of our own was trained for as many candidates as the pool has, in the recipe's format.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    path = os.path.join(adapter, "switchgen.json")
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as stream:
+        facts = json.load(stream)
+    trained, shown = facts.get("candidates", []), facts.get("format", settings.format)
+    if settings.kind == "lm" and shown != settings.format:
+        raise ConfigError(
+            f"switcher.format: {settings.format}: {adapter} was trained with switcher.format: {shown}; allowed: that "
+            "one, or a new switcher"
+        )
+    if trained and len(trained) != len(names):
+        raise ConfigError(
+            f"{adapter}: this switcher chooses between {len(trained)} candidates ({', '.join(trained)}); the pool has "
+            f"{len(names)} ({', '.join(names)})"
+        )
+    if trained and list(trained) != list(names):
+        # To carry a switcher over to another pool is an experiment of the paper's; to mix up the order is a mistake.
+        logger.warning("%s: this switcher was trained for %s, in this order; its labels now mean %s", adapter,
+                       ", ".join(trained), ", ".join(names))  # fmt: skip

@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from switchgen.api import decide, response_seed
-from switchgen.assembly import check_trained_for
-from switchgen.candidates import Pool
+from switchgen.candidates import Pool, check_trained_for
 from switchgen.config import CandidateConfig, DecodingConfig, SwitcherConfig
 from switchgen.engines.base import Context
 from switchgen.errors import ConfigError, ModelError

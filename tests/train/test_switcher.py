@@ -15,6 +15,7 @@ from fits import NAMES, label_records, make_run, write_labels
 
 from switchgen.assembly import make_run_policy
 from switchgen.candidates import Pool
+from switchgen.config import SwitcherConfig
 from switchgen.errors import ConfigError, DataError
 from switchgen.policies import SwitcherPolicy
 from switchgen.records import query_of
@@ -124,6 +125,13 @@ def test_a_compact_switcher_is_read_as_it_was_trained(tmp_path: Path) -> None:
     assert isinstance(untuned, SwitcherPolicy) and untuned.switcher.prompt.format.name == "released"
     with pytest.raises(ConfigError, match=r"switcher\.format: released: .* was trained with switcher\.format: compact"):
         make_run_policy(open_run(str(run.source), [], run.dir), "switcher", pool)
+    # The library's own door, without a run.
+    adapter = str(compact.switcher_adapter)
+    with pytest.raises(ConfigError, match=r"was trained with switcher\.format: compact"):
+        pool.load_switcher(SwitcherConfig(adapter=adapter))
+    with pytest.raises(ConfigError, match="chooses between 3 candidates"):
+        Pool.load(compact.recipe.pool[1:]).load_switcher(SwitcherConfig(adapter=adapter, format="compact"))
+    assert pool.load_switcher(SwitcherConfig(adapter=adapter, format="compact")).prompt.format.name == "compact"
 
 
 def test_a_second_start_finds_it_finished(fitted: Run, caplog: pytest.LogCaptureFixture) -> None:
