@@ -18,13 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -79,7 +81,7 @@ def fit(launch: str, folder: Path, labels: Path, settings: Sequence[str], *, kil
 
 
 def _run(command: Sequence[str], until: Path | None = None) -> None:
-    """Run to its end, or kill the whole group once a folder holds a whole checkpoint."""
+    """Run to its end, or kill launcher and ranks once a folder holds a whole checkpoint."""
     log = Path(command[command.index("--run-dir") + 1]) / "fit.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with open(log, "ab") as stream:
@@ -92,12 +94,25 @@ def _run(command: Sequence[str], until: Path | None = None) -> None:
                     break
                 time.sleep(0.05)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            # Ranks may lead sessions of their own (torchrun's do): killing the launcher's group would leave them.
+            everybody = _descendants(process.pid)
+            for member in everybody:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(everybody)
+            process.wait()
     if until is None and process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
         raise SystemExit(f"`{' '.join(command)}` ended with exit code {process.returncode}:\n{tail}")
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    """A process and all that it started; none if it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def compared(one: Path, other: Path) -> JSON:
@@ -151,6 +166,8 @@ def main() -> int:
             if arguments.kill and optimizer == "adamw":
                 killed = root / f"{optimizer}-{launch}-killed"
                 row["resumed_from"] = fit(launch, killed, labels, settings, kill=True)["resumed_from"]
+                if row["resumed_from"] is None:
+                    raise SystemExit(f"{killed}: the fit after the kill began anew; nothing was shown")
                 row["killed"] = compared(folder, killed)
             figures[f"{optimizer} {launch}"] = row
             print(f"{optimizer:6} {launch:9} {json.dumps(row)}", flush=True)
