@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from infer.report_page import render_page
 from infer.report_sweep import read_sweep, sweep_table
 from infer.report_text import line_of, markdown_table
 from infer.report_view import MEAN, Compared, Table, comparisons_of, price, table_of
+from switchgen.rundir import write_atomic
 
 
 def write_report(run_dir: Path) -> Path:
@@ -27,6 +27,7 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         DataError: results are missing, or a file holds something else than its schema says.
+        StorageError: the folder cannot be written.
     """
     sweep, documents = read_sweep(run_dir), read_analyses(run_dir)
     if sweep is not None and not (run_dir / "evaluation" / "results.json").is_file():
@@ -51,11 +52,10 @@ def _write(
     documents: dict[str, Any],
 ) -> Path:
     folder = run_dir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     analyses = analyses_of(results, responses, documents)
-    _replace(folder / "results.md", results_markdown(results, sweep, analyses))
+    write_atomic(folder / "results.md", results_markdown(results, sweep, analyses))
     page = folder / "index.html"
-    _replace(page, render_page(results, responses, sweep, analyses))
+    write_atomic(page, render_page(results, responses, sweep, analyses))
     return page
 
 
@@ -123,10 +123,3 @@ def _comparison_lines(compared: Sequence[Compared]) -> str:
 
 def _with_interval(value: str, interval: str) -> str:
     return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)

@@ -64,6 +64,13 @@ def test_rollouts_start_a_cluster_with_an_actor_a_gpu(job: dict[str, str]) -> No
     assert "switchgen rollout my.yaml --run-dir runs/x --executor ray --workers 8 at node-a:2222" in lines
 
 
+def test_a_cluster_that_never_comes_up_ends_the_job(job: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/usr/bin/env bash\ncat > /dev/null; sleep 0.3; exit 1\n")
+    done = submit(job, "rollout", "my.yaml")
+    assert done.returncode == 1 and "the Ray cluster ended before it was whole" in done.stderr
+    assert "switchgen rollout" not in done.stdout
+
+
 def test_other_verbs_are_refused(job: dict[str, str]) -> None:
     done = submit(job, "report", "my.yaml")
     assert done.returncode == 2 and "got report; allowed: train, distill, rollout, evaluate, infer" in done.stderr

@@ -133,7 +133,12 @@ def cells_of(
     Raises:
         ConfigError: settings that make no cell.
     """
-    if rows is None and not new_tokens:
+    own = rows is not None or bool(new_tokens)
+    if not own and (written or queries):
+        raise ConfigError("bench: --written and --queries are for a cell of your own: give --rows or --new-tokens, too")
+    if own and quick:
+        raise ConfigError("bench: --quick is a table of its own; leave it out beside --rows and --new-tokens")
+    if not own:
         known: tuple[Cell, ...] = QUICK if quick else TABLE + (CUDA if "8b" in sizes else ())
         chosen = [cell for cell in known if not sizes or cell.size in sizes]
     else:

@@ -85,6 +85,9 @@ def test_cells() -> None:
     [
         (["--rows", "2", "--new-tokens", "60", "--cases", "b"], "at least 100"),
         (["--rows", "2", "--new-tokens", "120", "--cases", "f"], "at least 150"),
+        (["--queries", "96"], "give --rows or --new-tokens, too"),
+        (["--written", "64"], "give --rows or --new-tokens, too"),
+        (["--quick", "--rows", "2"], "--quick is a table of its own"),
         (["--cases", "z"], "unknown case 'z'; allowed: a, b, c, d, e, f"),
         (["--size", "8b", "--device", "cpu"], "needs a CUDA device; allowed here: tiny, small"),
         (["--quick", "--device", "cuda:9"], "is not here"),

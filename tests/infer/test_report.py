@@ -32,6 +32,7 @@ from infer.report_view import (
     table_of,
 )
 from switchgen.errors import DataError
+from switchgen.rundir import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +166,14 @@ def test_safe_json_reads_back_and_holds_nothing_that_ends_a_script(text: str) ->
 
 def test_lone_surrogates_become_the_replacement_character() -> None:
     assert json.loads(safe_json("a\ud800b")) == "a\ufffdb"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "results.json").write_text(json.dumps(document(row("aligned", "math", 0.5))))
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_report(tmp_path)
 
 
 def test_the_same_run_gives_the_same_page(run_dir: Path, page: str) -> None:
