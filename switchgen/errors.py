@@ -27,6 +27,14 @@ class WorkerError(RuntimeError):
     """A process of the work failed or was killed: nobody's wrong input. What is finished is kept."""
 
 
+def no_number(model: str) -> ModelError:
+    """A model's logits are NaN: what is drawn from them would be some token, and the same one again and again."""
+    return ModelError(
+        f"{model}: its logits are no numbers (NaN); half precision may be too narrow for it: try dtype: bfloat16 or "
+        "float32"
+    )
+
+
 def one_line(error: Exception) -> str:
     """A library's message on one line, at most 300 characters of it."""
     text = " ".join(str(error).split())

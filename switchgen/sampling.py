@@ -19,6 +19,9 @@ _COLDEST = 1e-6
 # Redraws before the sampler sorts. Each try is accepted with a probability of at least top_p, so sorting is rare.
 _MAX_TRIES = 8
 
+NO_NUMBER = -1
+"""Stands for a token where there was nothing to draw from."""
+
 
 class Purpose(IntEnum):
     """What a random number is for; numbers of different purposes are independent."""
@@ -106,26 +109,38 @@ def sample_tokens(
     drawn from the sorted nucleus. Both ways draw from the same distribution.
 
     Returns:
-        int64 ids, shape N.
+        int64 ids, shape N; `NO_NUMBER` where the logits are none (NaN: an overflow in half precision, say).
     """
     if params.temperature < _COLDEST:
-        return logits_NV.argmax(dim=-1)
+        best_N = logits_NV.argmax(dim=-1)
+        return best_N.masked_fill(logits_NV.gather(1, best_N[:, None])[:, 0].isnan(), NO_NUMBER)
     probs_NV = token_probs(logits_NV, params.temperature)
     cumulative_NV = _running_sums(probs_NV)
     tokens_N = _draw(cumulative_NV, uniform(seeds_N, Purpose.TOKEN, index_N))
-    if params.top_p >= 1:
-        return tokens_N
-    pending = _outside_nucleus(probs_NV, tokens_N, params.top_p).nonzero().flatten()
+    if params.top_p < 1:
+        _redraw(tokens_N, probs_NV, cumulative_NV, seeds_N, index_N, params.top_p)
+    return tokens_N.masked_fill(cumulative_NV[:, -1].isnan(), NO_NUMBER)
+
+
+def _redraw(
+    tokens_N: torch.Tensor,
+    probs_NV: torch.Tensor,
+    cumulative_NV: torch.Tensor,
+    seeds_N: torch.Tensor,
+    index_N: torch.Tensor,
+    top_p: float,
+) -> None:
+    """Replace the tokens that lie outside the nucleus."""
+    pending = _outside_nucleus(probs_NV, tokens_N, top_p).nonzero().flatten()
     for attempt in range(1, _MAX_TRIES):
         if pending.numel() == 0:
-            return tokens_N
+            return
         redrawn = _draw(cumulative_NV[pending], uniform(seeds_N[pending], Purpose.TOKEN, index_N[pending], attempt))
         tokens_N[pending] = redrawn
-        pending = pending[_outside_nucleus(probs_NV[pending], redrawn, params.top_p)]
+        pending = pending[_outside_nucleus(probs_NV[pending], redrawn, top_p)]
     if pending.numel():
         numbers = uniform(seeds_N[pending], Purpose.TOKEN, index_N[pending], _MAX_TRIES)
-        tokens_N[pending] = choose_nucleus(probs_NV[pending], numbers, params.top_p)
-    return tokens_N
+        tokens_N[pending] = choose_nucleus(probs_NV[pending], numbers, top_p)
 
 
 def _running_sums(probs_NV: torch.Tensor) -> torch.Tensor:

@@ -18,9 +18,10 @@ from switchgen.engines.base import Engine, Session
 from switchgen.engines.fitting import make_fewer, out_of_memory
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
+from switchgen.errors import no_number
 from switchgen.policies.routers import LOG_PLAUSIBLE, Asked, RouterPolicy
 from switchgen.rows import Reader, Row
-from switchgen.sampling import SamplingParams, sample_tokens
+from switchgen.sampling import NO_NUMBER, SamplingParams, sample_tokens
 from switchgen.token_pen import TokenPen
 from switchgen.vocabulary import MAX_UTF8_EXTRA, continues_word
 
@@ -239,6 +240,8 @@ class TokenLoop:
             own_logits_NV, own_seeds_N, own_index_N = _of_rows(own, logits[side], seeds_N, index_N)
             drawn_N = sample_tokens(own_logits_NV, own_seeds_N, own_index_N, self.params)
             for row, token in zip(own, drawn_N.tolist(), strict=True):
+                if token == NO_NUMBER:
+                    raise no_number(self.engines[side].name)
                 tokens[row] = token
 
     def _pick(

@@ -14,7 +14,7 @@ from switchgen.engines.fitting import out_of_memory
 from switchgen.engines.local import TOLERANCE, input_device
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
-from switchgen.errors import one_line
+from switchgen.errors import no_number, one_line
 from switchgen.vocabulary import Vocabulary
 
 logger = logging.getLogger("switchgen")
@@ -31,6 +31,8 @@ def build_engine(
     if reason is None:
         reference_attention = model.config._attn_implementation
         reference = _plain_logits(model, arguments.get("activate"))
+        if reference.isnan().any():
+            raise no_number(name)
         engine = SlotEngine(name, model, vocabulary, **arguments)
         reason = _disagreement(engine, reference)
         if reason is None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from switchgen.engines.base import EngineStats, Session, WriteItem, Written
-from switchgen.sampling import SamplingParams, sample_tokens
+from switchgen.errors import no_number
+from switchgen.sampling import NO_NUMBER, SamplingParams, sample_tokens
 from switchgen.segmentation import SegmentRule
 from switchgen.vocabulary import Vocabulary
 
@@ -51,6 +52,8 @@ def write_segments(
         unsure = rule.unsure(logits_NV) or [False] * len(rows)
         index_N = index_N + 1
         tokens = ids_N.tolist()
+        if NO_NUMBER in tokens:
+            raise no_number(vocabulary.source)
         stats.steps += 1
         stats.decoded_tokens += len(tokens)
         going = []

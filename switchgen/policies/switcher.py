@@ -8,6 +8,7 @@ import torch
 
 from switchgen.candidates import Switcher
 from switchgen.engines.base import Engine
+from switchgen.errors import no_number
 from switchgen.policies.base import Choice
 from switchgen.policies.fixed import writer_numbers
 from switchgen.rows import Row
@@ -38,10 +39,16 @@ class SwitcherPolicy:
         return range(num_candidates)
 
     def scores(self, rows: Sequence[Row]) -> torch.Tensor:
-        """p of each candidate, shape [rows, candidates], float64."""
+        """p of each candidate, shape [rows, candidates], float64.
+
+        Raises:
+            ModelError: the labels' logits are no numbers.
+        """
         prompt = self.switcher.prompt
         contexts = [row.switcher_context(prompt.query_ids, prompt.segment_ids) for row in rows]
         logits_NC = self.engine.label_logits(contexts, prompt.question_ids, prompt.label_ids)
+        if logits_NC.isnan().any():
+            raise no_number(self.engine.name)
         return torch.softmax(logits_NC / self.temperature, dim=-1)
 
     def choose(self, rows: Sequence[Row]) -> Choice:

@@ -17,7 +17,7 @@ from reference import Ladder, Plain, collaborate, first_difference, respond, swi
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from switchgen.api import decide, response_seed
+from switchgen.api import decide, generate, response_seed
 from switchgen.candidates import Pool, check_trained_for
 from switchgen.config import CandidateConfig, DecodingConfig, SwitcherConfig
 from switchgen.engines.base import Context
@@ -512,6 +512,25 @@ def test_weights_without_a_place_warn(ladder_folder: Path, tmp_path: Path, caplo
     spoilt("config.json", num_hidden_layers=1)(folder)
     Pool.load([CandidateConfig(name="x", model=str(folder))])
     assert "has weights that a LlamaForCausalLM has no place for: model.layers.1" in caplog.text
+
+
+def test_weights_that_give_no_numbers(tmp_path: Path, ladder_folder: Path) -> None:
+    """An overflow, as half precision makes them: at loading, and later, in whoever reads the logits."""
+    spoilt_folder = shutil.copytree(ladder_folder / "aligned", tmp_path / "model")
+    weights = load_file(spoilt_folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, spoilt_folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="x: its logits are no numbers .NaN.; half precision"):
+        Pool.load([CandidateConfig(name="x", model=str(spoilt_folder))])
+    names = ("base", "aligned")
+    pool = Pool.load([CandidateConfig(name=name, model=str(ladder_folder / "aligned")) for name in names])
+    switcher = pool.load_switcher(SwitcherConfig())
+    pool.candidates[0].engine.model.model.norm.weight[0] = torch.nan  # type: ignore[attr-defined]
+    for policy in ("base", "baco-rand@0.5", "switcher"):
+        if policy == "switcher":
+            switcher.engine.model.model.norm.weight[0] = torch.nan  # type: ignore[attr-defined]
+        with pytest.raises(ModelError, match="its logits are no numbers"):
+            generate(pool, ["How old is Vudak?"], policy, switcher=switcher)
 
 
 def test_two_candidates_of_one_name(ladder_folder: Path) -> None:

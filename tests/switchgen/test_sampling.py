@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from switchgen.ids import derive_seed
-from switchgen.sampling import Purpose, SamplingParams, choose_nucleus, sample_tokens, token_probs, uniform
+from switchgen.sampling import NO_NUMBER, Purpose, SamplingParams, choose_nucleus, sample_tokens, token_probs, uniform
 
 SEEDS = torch.tensor([derive_seed("row", index) for index in range(1000)])
 
@@ -153,6 +153,17 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     assert token_probs(logits[None], 1.0).dtype == torch.float32
     drawn = sample_tokens(logits.expand(1000, -1), SEEDS, torch.zeros(1000, dtype=torch.long), SamplingParams(1.0, 1.0))
     assert drawn.max() > 4900 and len(drawn.unique()) > 800  # float16's own sums stop growing at 2,048
+
+
+@pytest.mark.parametrize("params", [SamplingParams(0.0), SamplingParams(0.7, 0.9), SamplingParams(1.0, 1.0)])
+def test_logits_that_are_no_numbers_are_told(params: SamplingParams) -> None:
+    """They gave the vocabulary's last token, every time."""
+    logits = torch.randn(4, 9)
+    logits[1, 3] = torch.nan
+    logits[2, 5] = torch.inf
+    drawn = sample_tokens(logits, SEEDS[:4], torch.arange(4), params).tolist()
+    assert drawn[1] == NO_NUMBER and drawn[2] == (5 if params.temperature == 0 else NO_NUMBER)
+    assert min(drawn[0], drawn[3]) >= 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
