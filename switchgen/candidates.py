@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from switchgen.config import CandidateConfig, Recipe, SwitcherConfig, nearest
 from switchgen.engines.base import Engine
 from switchgen.errors import ConfigError, ModelError
+from switchgen.loading import adapter_folder
 from switchgen.models import ModelStore
 from switchgen.prompts import FORMATS, PLAIN_TEMPLATE, SwitcherPrompt, chat_prompt_ids, plain_prompt_ids
 from switchgen.trace import Query
@@ -189,11 +190,11 @@ def check_trained_for(adapter: str, names: Sequence[str], settings: SwitcherConf
     Raises:
         ConfigError: it was not.
     """
-    path = os.path.join(adapter, "switchgen.json")
-    if not os.path.isfile(path):
+    folder = Path(adapter) if Path(adapter).is_dir() else adapter_folder(adapter)
+    path = folder / "switchgen.json"
+    if not path.is_file():
         return
-    with open(path, encoding="utf-8") as stream:
-        facts = json.load(stream)
+    facts = json.loads(path.read_text(encoding="utf-8"))
     trained, shown = facts.get("candidates", []), facts.get("format", settings.format)
     if settings.kind == "lm" and shown != settings.format:
         raise ConfigError(

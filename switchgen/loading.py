@@ -116,7 +116,7 @@ def check_adapter(path: str) -> None:
 
 
 def adapter_folder(path: str) -> Path:
-    """The folder of an adapter; a hub name's files are fetched (`hub_folder`).
+    """The folder of an adapter; the files of a hub name, or of `name@revision`, are fetched (`hub_folder`).
 
     Raises:
         ModelError: it is not there, or is no PEFT adapter in safetensors.
@@ -124,7 +124,8 @@ def adapter_folder(path: str) -> Path:
     check_adapter(path)
     if Path(path).is_dir():
         return Path(path)
-    folder = hub_folder(f"adapter {path!r}", path)
+    name, _, revision = path.partition("@")
+    folder = hub_folder(f"adapter {path!r}", name, revision or None)
     check_adapter(str(folder))
     return folder
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchgen.config import CandidateConfig, LoraSection
 from switchgen.errors import ConfigError, ModelError
-from switchgen.loading import check_model
+from switchgen.loading import adapter_folder, check_model
 from switchgen.rundir import claim_stage, lock, storage
 from train.arguments import trains_on_cpu
 from train.launch import barrier, is_main_process, world_size
@@ -87,7 +87,7 @@ def load_base(base: CandidateConfig, *, full: bool) -> PreTrainedModel:
         if base.adapter is not None:
             from peft import PeftModel  # noqa: PLC0415
 
-            model = PeftModel.from_pretrained(model, base.adapter, use_safetensors=True).merge_and_unload()
+            model = PeftModel.from_pretrained(model, adapter_folder(base.adapter)).merge_and_unload()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{base.name}: model {base.model!r} cannot be loaded: {reason}") from None

@@ -41,7 +41,9 @@ class CandidateConfig(Section):
 
     name: str = Field(description="how recipes, policies and records call it")
     model: str = Field(min_length=1, description="a folder, or a hub name; {lab} stands for the lab's folder")
-    adapter: str | None = Field(None, description="PEFT adapter over `model`: a folder or a hub name")
+    adapter: str | None = Field(
+        None, description="PEFT adapter over `model`: a folder, or a hub name, perhaps name@revision"
+    )
     prompt: str = Field("auto", description="auto | chat | plain | a template with {query} and, at its end, {trace}")
     engine: Literal["transformers", "openai"] = Field(
         "transformers", description="in this process; or behind servers, then `model` is the tokenizer"
@@ -51,7 +53,7 @@ class CandidateConfig(Section):
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
     device_map: str | dict[str, int | str] | None = Field(None, description="accelerate's device map, for big models")
     quantization: Literal["4bit", "8bit"] | None = Field(None, description="bitsandbytes; CUDA only")
-    revision: str | None = Field(None, description="hub revision")
+    revision: str | None = Field(None, description="hub revision of `model`")
     trust_remote_code: bool = Field(False, description="run the model repository's own code; off unless you ask")
 
     @field_validator("name")
@@ -104,7 +106,9 @@ class SwitcherConfig(Section):
         None, description="a candidate's name, for an LM also a folder or a hub name; default: the last candidate"
     )
     adapter: str | None = Field(
-        None, description="PEFT adapter, or the probe's folder; default: RUN/switcher, where `train` leaves it"
+        None,
+        description="PEFT adapter (a folder, or a hub name, perhaps name@revision), or the probe's folder; default: "
+        "RUN/switcher, where `train` leaves it",
     )
     format: Literal["released", "compact"] = Field(
         "released", description="how an LM sees a signed trace: as the published switchers do, or in a few tokens"

@@ -376,34 +376,44 @@ def test_adapters_that_do_not_fit(name: str, folder: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A hub's cache; returns the folder of a repository in it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def repository(name: str) -> Path:
+    def repository(name: str, revision: str = "main") -> Path:
         place = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
-        (place / "refs").mkdir(parents=True)
-        (place / "refs" / "main").write_text("0" * 40)
-        return place / "snapshots" / ("0" * 40)
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        commit = f"{len(list((place / 'refs').iterdir())):040}"
+        (place / "refs" / revision).write_text(commit)
+        return place / "snapshots" / commit
 
     return repository
 
 
-def test_adapters_of_the_hub(folder: Path, hub: Callable[[str], Path]) -> None:
-    """They are what they would be as folders, their tokenizers with them."""
-    adapter = save_adapter(folder / "base", hub("org/adapter"), 0)
-    make_tokenizer().save_pretrained(adapter)
+def test_adapters_of_the_hub(folder: Path, hub: Callable[..., Path]) -> None:
+    """They are what they would be as folders, their tokenizers with them; a revision may be named."""
     ids = [5, 6, 7, 8]
-    logits = []
-    for place in (str(adapter), "org/adapter"):
-        pool = Pool.load([CandidateConfig(name="x", model=str(folder / "base"), adapter=place, dtype="float64")])
-        assert pool.candidates[0].vocabulary.source == str(adapter)
-        with torch.inference_mode():
-            logits.append(pool.candidates[0].engine.begin([Context(list(ids))]).logits())
-    assert torch.equal(*logits)
+    for seed, name in enumerate(("org/adapter", "org/adapter@v2")):
+        adapter = save_adapter(folder / "base", hub(*name.split("@")), seed)
+        make_tokenizer().save_pretrained(adapter)
+        logits = []
+        for place in (str(adapter), name):
+            pool = Pool.load([CandidateConfig(name="x", model=str(folder / "base"), adapter=place, dtype="float64")])
+            assert pool.candidates[0].vocabulary.source == str(adapter)
+            with torch.inference_mode():
+                logits.append(pool.candidates[0].engine.begin([Context(list(ids))]).logits())
+        assert torch.equal(*logits)
 
 
-def test_pickled_adapters_of_the_hub_are_not_read(folder: Path, hub: Callable[[str], Path]) -> None:
+def test_a_switcher_of_the_hub_says_whom_it_was_trained_for(folder: Path, hub: Callable[..., Path]) -> None:
+    adapter = save_adapter(folder / "base", hub("org/switcher"), 0)
+    (adapter / "switchgen.json").write_text('{"candidates": ["a", "b", "c"]}')
+    pool = Pool.load(configs(folder, None, "a"))
+    with pytest.raises(ConfigError, match="org/switcher: this switcher chooses between 3 candidates"):
+        pool.load_switcher(SwitcherConfig(base="base", adapter="org/switcher"))
+
+
+def test_pickled_adapters_of_the_hub_are_not_read(folder: Path, hub: Callable[..., Path]) -> None:
     """PEFT takes what it finds, and of the hub a pickle where there is nothing else."""
     pickled(save_adapter(folder / "base", hub("org/adapter"), 0))
     with pytest.raises(ModelError, match="holds no adapter_model.safetensors"):
