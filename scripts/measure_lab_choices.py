@@ -126,7 +126,8 @@ def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> J
     if variant.switcher is not None:
         own.append(f"switcher.adapter={(arguments.out / variant.switcher).resolve() / 'switcher'}")
     wanted = [f"evaluate.policies=[{variant.policy}]", f"evaluate.seeds={arguments.run_seeds}", "evaluate.split=dev"]
-    overrides = [*shared, *own, *wanted]
+    # The rounds choose the best of them on dev as well; what is chosen is then evaluated as any other switcher.
+    overrides = [*shared, *(part for part in own if not part.startswith("rollout.rounds")), *wanted]
     figures = folder / "figures.json"
     if figures.exists():
         found: JSON = json.loads(figures.read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ def run_variant(name: str, variant: Variant, arguments: argparse.Namespace) -> J
         return found
     started = time.perf_counter()
     if "rollout.rounds=2" in own:
-        learn_to_switch(open_run("lab", overrides, folder))
+        learn_to_switch(open_run("lab", [*shared, *own], folder))
     elif variant.switcher is None:
         if variant.labels is None:
             _verb("rollout", folder, overrides)
