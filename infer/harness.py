@@ -1,6 +1,6 @@
 """`switchgen lm-eval`: any task of lm-evaluation-harness on a pool and a policy.
 
-RUN/lm-eval/<policy>.json   the harness's results, its samples with --log-samples
+RUN/lm-eval/<policy>--<tasks>.json   the harness's results, its samples with --log-samples
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(
         model, tasks=list(tasks), limit=limit, num_fewshot=num_fewshot, task_manager=manager, log_samples=log_samples
     )
     results: dict[str, Any] = {} if found is None else dict(found)
-    path = run.dir / "lm-eval" / f"{file_name(model.policy)}.json"
+    path = run.dir / "lm-eval" / f"{file_name(model.policy)}--{file_name('+'.join(tasks))}.json"
     # The harness's results hold functions and arrays, for which it has its own rule.
     write_json(path, json.loads(json.dumps(results, default=handle_non_serializable)))
     return make_table(results), path

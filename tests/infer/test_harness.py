@@ -152,6 +152,8 @@ def test_the_verb(make_run: MakeRun, tasks_dir: Path) -> None:
     )
     assert "local_choice" in table and "acc" in table
     results = json.loads(path.read_text())
-    assert path == run.dir / "lm-eval" / "random.json" and len(results["samples"]["local_writing"]) == 2
+    # Other tasks' results stand beside it.
+    assert path == run.dir / "lm-eval" / "random--local_choice+local_writing.json"
+    assert len(results["samples"]["local_writing"]) == 2
     with pytest.raises(ConfigError, match="unknown task 'local_nothing'"):
         main(run, tasks=["local_nothing"], include_path=tasks_dir)
