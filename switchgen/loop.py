@@ -105,21 +105,30 @@ class Loop:
             rows: None stands for "nobody waits at the moment": the round goes on with the rows in flight.
         """
         waiting = Waiting(rows)
+        in_flight: set[Row] = set()
+        try:
+            yield from self._rounds(waiting, in_flight, release)
+        finally:
+            # Who asks for no more rounds, or an error, takes the rows in flight along.
+            if release:
+                for row in in_flight:
+                    self._retire(row, release)
+
+    def _rounds(self, waiting: Waiting, in_flight: set[Row], release: bool) -> Iterator[list[Row]]:
         queues = Queues(self._families)
         undecided: list[Row] = []
-        in_flight = 0
         while in_flight or waiting.more:
             done: list[Row] = []
-            while in_flight < self.max_rows and (row := waiting.take()) is not None:
+            while len(in_flight) < self.max_rows and (row := waiting.take()) is not None:
                 if self._admit(row):
                     undecided.append(row)
-                    in_flight += 1
+                    in_flight.add(row)
                 else:
                     done.append(row)
             for row, decision in self._decide(undecided):
                 if decision is None:
+                    in_flight.remove(row)
                     done.append(self._retire(row, release))
-                    in_flight -= 1
                 else:
                     queues.add(Turn(row, decision, self.terms(row).decoding.max_new_tokens - row.num_written))
             undecided = []
@@ -127,8 +136,8 @@ class Loop:
             self._write(batch)
             for turn in chain.from_iterable(batch.values()):
                 if turn.row.trace.finish is not None or self.pauses(turn.row):
+                    in_flight.remove(turn.row)
                     done.append(self._retire(turn.row, release))
-                    in_flight -= 1
                 else:
                     undecided.append(turn.row)
             yield done

@@ -73,8 +73,15 @@ class TokenLoop:
         Args:
             rows: None stands for "nobody waits at the moment": the next one is asked for a segment's length later.
         """
-        source = iter(rows)
         pens: list[TokenPen] = []
+        try:
+            yield from self._rounds(iter(rows), pens)
+        finally:
+            # Who asks for no more rounds, or an error, takes the rows in flight along.
+            for pen in pens:
+                self._forget(pen.row)
+
+    def _rounds(self, source: Iterator[Row | None], pens: list[TokenPen]) -> Iterator[list[Row]]:
         exhausted = False
         while pens or not exhausted:
             finished: list[Row] = []
@@ -91,13 +98,16 @@ class TokenLoop:
                 else:
                     finished.append(row)
             if pens:
-                done, pens = self._turn(pens, exhausted=exhausted)
+                done, pens[:] = self._turn(pens, exhausted=exhausted)
                 for pen in done:
                     pen.sign(self.vocabulary, self.places, self._stop)
-                    pen.row.release(self.readers)
-                    self.policy.release(pen.row)
+                    self._forget(pen.row)
                 finished += [pen.row for pen in done]
             yield finished
+
+    def _forget(self, row: Row) -> None:
+        row.release(self.readers)
+        self.policy.release(row)
 
     @property
     def _room(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from switchgen.config import CandidateConfig, LoraSection
 from switchgen.errors import ConfigError, ModelError
-from switchgen.loading import adapter_folder, check_model
+from switchgen.loading import adapter_folder, check_model, missing_weights
 from switchgen.rundir import claim_stage, lock, storage
 from train.arguments import trains_on_cpu
 from train.launch import barrier, is_main_process, world_size
@@ -80,9 +80,9 @@ def load_base(base: CandidateConfig, *, full: bool) -> PreTrainedModel:
     elif full and wanted in (torch.bfloat16, torch.float16):
         wanted = torch.float32
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             base.model, dtype=wanted, use_safetensors=True, revision=base.revision,
-            trust_remote_code=base.trust_remote_code,
+            trust_remote_code=base.trust_remote_code, output_loading_info=True,
         )  # fmt: skip
         if base.adapter is not None:
             from peft import PeftModel  # noqa: PLC0415
@@ -91,6 +91,8 @@ def load_base(base: CandidateConfig, *, full: bool) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{base.name}: model {base.model!r} cannot be loaded: {reason}") from None
+    if incomplete := missing_weights(info):
+        raise ModelError(f"{base.name}: model {base.model!r} {incomplete}")
     return model
 
 

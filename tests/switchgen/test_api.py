@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ladders import save_ladder
+from ladders import make_tokenizer, save_ladder
 from reference import Ladder, make_ladder
 
 import switchgen
@@ -13,6 +13,7 @@ from switchgen import CandidateConfig, DecodingConfig, Pool, Query, SwitcherConf
 from switchgen.api import response_seed
 from switchgen.errors import ConfigError
 from switchgen.policies import FixedPolicy
+from switchgen.vocabulary import Vocabulary
 
 DECODING = DecodingConfig(max_new_tokens=16, segment=4, temperature=1.0)
 
@@ -112,3 +113,17 @@ def test_public_names() -> None:
         assert getattr(switchgen, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         switchgen.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("policy", ["random", "switcher", "baco-rand@0.5"])
+def test_a_stream_that_is_not_read_to_its_end(policy: str) -> None:
+    """Its rows in flight kept their caches."""
+    both = make_ladder(["llama", "llama"], switcher="llama", vocabularies=[Vocabulary(make_tokenizer(), "one")] * 2)
+    queries = ["How old is Vudak?", "12 + 35", "Write a list", "Why?"]
+    stream = generate_stream(both.pool, queries, policy, decoding=DECODING, switcher=both.switcher, max_rows=2)
+    next(stream)
+    assert both.switcher is not None
+    engines = [both.switcher.engine, *(candidate.engine for candidate in both.pool)]
+    held = [owner for engine in engines for owner in engine.table.owners if owner is not None]
+    stream.close()
+    assert held and not any(owner for engine in engines for owner in engine.table.owners)
