@@ -47,6 +47,11 @@ def understand(worker: Worker, body: ChatBody | CompletionBody) -> Asked:
     Raises:
         ApiError: 404 for a policy that there is not, 400 for what it or the pool cannot do.
     """
+    # Before anything is made of them: a small request may ask for millions.
+    wanted = body.num_choices * (1 if isinstance(body, ChatBody) else len(body.prompts))
+    if wanted > worker.allowed:
+        raise ApiError(400, f"{wanted} answers are asked for at once; at most {worker.allowed} here",
+                       code="invalid_value", param="n")  # fmt: skip
     writer = find_writer(worker, body.model)
     decoding = _decoding(worker, writer, body)
     seed = secrets.randbits(62) if body.seed is None else body.seed

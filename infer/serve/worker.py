@@ -105,6 +105,11 @@ class Worker:
         self._num_rows = 0
         self._thread = threading.Thread(target=self._work, name="switchgen-writer", daemon=True)
 
+    @property
+    def allowed(self) -> int:
+        """Rows that may be in flight and wait."""
+        return self.max_waiting + self.run.recipe.engine.max_rows
+
     # -- called by requests ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -153,15 +158,11 @@ class Worker:
         """Put a request's rows in the queue, all or none.
 
         Raises:
-            ApiError: 429, too many rows wait already; 400, more rows than may ever wait.
+            ApiError: 429, too many rows wait already.
         """
-        allowed = self.max_waiting + self.run.recipe.engine.max_rows
-        if len(tickets) > allowed:
-            raise ApiError(400, f"{len(tickets)} answers are asked for at once; at most {allowed} here",
-                           code="invalid_value", param="n")  # fmt: skip
-        if self._num_rows + len(tickets) > allowed:
+        if self._num_rows + len(tickets) > self.allowed:
             raise ApiError(
-                429, f"{self._num_rows} answers are being written or wait, {allowed} may; try again later",
+                429, f"{self._num_rows} answers are being written or wait, {self.allowed} may; try again later",
                 code="queue_full",
             )  # fmt: skip
         for ticket in tickets:

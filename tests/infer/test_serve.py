@@ -367,6 +367,7 @@ def test_chats_that_are_refused(server: Server, settings: dict[str, Any], status
         ({"prompt": "x", "best_of": 3}, "best_of"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
         ({"prompt": ["x"] * 97}, "at most 96 here"),
+        ({"prompt": ["x"] * 50_000, "n": 128}, "6400000 answers are asked for at once; at most 96 here"),
         ({"prompt": ["x", [1]]}, "a text, token ids, or a list of either"),
         ({"model": "aligned", "prompt": "Vudak " * 2000, "echo": True, "logprobs": 1, "max_tokens": 0}, "context"),
     ],
