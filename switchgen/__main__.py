@@ -52,11 +52,14 @@ def _quiet() -> None:
 
 
 def _open(arguments: argparse.Namespace) -> Any:
-    from switchgen.rundir import open_run  # noqa: PLC0415
+    from switchgen.rundir import check_lab, open_run  # noqa: PLC0415
 
     executor = getattr(arguments, "executor", None)
     chosen = [] if executor is None else [f"engine.executor={executor}"]
-    return open_run(arguments.recipe, [*arguments.overrides, *chosen], arguments.run_dir)
+    run = open_run(arguments.recipe, [*arguments.overrides, *chosen], arguments.run_dir)
+    if arguments.verb not in ("lab", "doctor", "report"):
+        check_lab(run)
+    return run
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -366,6 +366,19 @@ def lab_folder(recipe: Recipe, run_dir: Path) -> Path:
     return SHIPPED_LAB if shipped_lab_fits(settings) else built.resolve()
 
 
+def check_lab(run: Run) -> None:
+    """See that the lab ladder is there, where the pool is of it.
+
+    Raises:
+        ConfigError: it is not built yet.
+    """
+    folder = lab_folder(run.recipe, run.dir)
+    models = [Path(candidate.model) for candidate in run.recipe.pool]
+    if any(model.is_relative_to(folder) and not model.is_dir() for model in models):
+        raise ConfigError(f"the small ladder is not in {folder}; `switchgen lab` with the same recipe, settings and "
+                          "--run-dir builds it")  # fmt: skip
+
+
 def shipped_lab_fits(settings: LabConfig) -> bool:
     """Whether the ladder that is shipped is the one that these settings ask for."""
     return settings.seed == 0 and settings.size == "small" and not settings.rebuild

@@ -11,7 +11,7 @@ import pytest
 from switchgen.__main__ import main
 from switchgen.config import load_recipe, shipped_recipes
 from switchgen.pipeline import build_lab
-from switchgen.rundir import SHIPPED_LAB, claim_stage, open_run
+from switchgen.rundir import SHIPPED_LAB, check_lab, claim_stage, open_run
 from switchgen.tasks import shipped_tasks
 
 SMALL = [
@@ -58,6 +58,16 @@ def test_run_after_single_verbs_uses_the_ladder_that_they_used(tmp_path: Path) -
     assert open_run("lab", [], folder).recipe.pool == run.recipe.pool
     fresh = open_run("lab", [], tmp_path / "fresh")
     assert build_lab(fresh) == tmp_path / "fresh" / "lab"
+
+
+def test_single_verbs_say_how_the_ladder_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["rollout", "lab", "--run-dir", str(tmp_path / "run"), "lab.seed=7"]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "the small ladder is not in" in said and "`switchgen lab` with the same recipe" in said
+    rungs = ("pretrained", "finetuned", "aligned")
+    models = [f"pool.{index}.model={SHIPPED_LAB / name}" for index, name in enumerate(rungs)]
+    check_lab(open_run("lab", ["lab.seed=7", *models], tmp_path / "run"))
 
 
 def test_a_split_that_a_later_stage_needs_is_missed_at_once(
