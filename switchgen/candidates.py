@@ -95,7 +95,7 @@ class Pool:
     ) -> Pool:
         """Load every candidate; candidates with the same `model` share its weights."""
         models = models or ModelStore()
-        models.note_adapters(configs)
+        models.note_candidates(configs)
         candidates = []
         for config in configs:
             engine = models.engine(config, max_slots=max_slots)
@@ -104,7 +104,7 @@ class Pool:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Pool:
-        """The pool of a recipe whose paths are resolved (`rundir.resolve`)."""
+        """The pool of a recipe whose paths are resolved (`rundir.open_run`)."""
         return cls.load(recipe.pool, max_slots=recipe.engine.kv_budget or 2 * recipe.engine.max_rows)
 
     def load_switcher(self, config: SwitcherConfig, *, max_slots: int = 128) -> Switcher:

@@ -32,7 +32,7 @@ class ModelStore:
         self._vocabularies: dict[tuple[str, str | None], Vocabulary] = {}
         self._configs: list[CandidateConfig] = []
 
-    def note_adapters(self, configs: Sequence[CandidateConfig]) -> None:
+    def note_candidates(self, configs: Sequence[CandidateConfig]) -> None:
         """Remember the pool's candidates, so that a switcher can name one of them as its base."""
         self._configs.extend(configs)
 

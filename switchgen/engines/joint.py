@@ -188,8 +188,6 @@ class JointCache(Cache):
 class JointLayer(CacheLayerMixin):
     """One layer of all engines."""
 
-    is_initialized = True
-
     def __init__(self, cache: JointCache, index: int) -> None:
         super().__init__()
         self.cache = cache
