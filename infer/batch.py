@@ -27,10 +27,11 @@ from switchgen.api import response_seed
 from switchgen.assembly import Writer, check_writers, load_writers
 from switchgen.config import InferConfig
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import Shard, lock
 from switchgen.progress import progress
 from switchgen.records import released_log, response_record
 from switchgen.rows import Row
-from switchgen.rundir import Run, Shard, claim_stage, lock
+from switchgen.rundir import Run, claim_stage
 from switchgen.trace import Query, Trace
 from switchgen.workers import (
     Report,

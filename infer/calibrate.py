@@ -26,7 +26,8 @@ from infer.sweep_methods import Point, points_of
 from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, Measures
 from infer.sweep_responses import Writers, load_prompts
 from switchgen.errors import ConfigError
-from switchgen.rundir import Run, lock, write_json
+from switchgen.files import lock, write_json
+from switchgen.rundir import Run
 
 logger = logging.getLogger("switchgen")
 

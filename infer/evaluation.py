@@ -28,9 +28,10 @@ from infer.scores import scored_cells
 from switchgen.assembly import check_writers
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError
+from switchgen.files import lock, write_json
 from switchgen.loading import check_model
 from switchgen.merges import is_merge
-from switchgen.rundir import Run, lock, provenance, write_json
+from switchgen.rundir import Run, provenance
 from switchgen.workers import num_workers_of
 
 logger = logging.getLogger("switchgen")

@@ -13,7 +13,8 @@ from typing import Any
 
 from infer.responses import file_name
 from switchgen.errors import ConfigError
-from switchgen.rundir import Run, write_json
+from switchgen.files import write_json
+from switchgen.rundir import Run
 
 
 def main(

@@ -11,6 +11,7 @@ from switchgen.api import make_loop, make_policy, response_seed
 from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import lock
 from switchgen.merges import (
     MERGES,
     check_merge,
@@ -24,7 +25,7 @@ from switchgen.merges import (
     write_merged,
 )
 from switchgen.rows import Row
-from switchgen.rundir import Run, lock
+from switchgen.rundir import Run
 from switchgen.trace import Query
 
 logger = logging.getLogger("switchgen")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from switchgen.errors import ConfigError
-from switchgen.rundir import Run, json_line, storage, write_json
+from switchgen.files import json_line, storage, write_json
+from switchgen.rundir import Run
 from switchgen.trace import Query
 
 

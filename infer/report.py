@@ -12,7 +12,7 @@ from infer.report_page import render_page
 from infer.report_sweep import read_sweep, sweep_table
 from infer.report_text import line_of, markdown_table
 from infer.report_view import MEAN, Compared, Table, comparisons_of, price, table_of
-from switchgen.rundir import write_atomic
+from switchgen.files import write_atomic
 
 
 def write_report(run_dir: Path) -> Path:

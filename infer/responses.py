@@ -20,11 +20,12 @@ from infer.questions import Questions, reference_text
 from switchgen.api import response_seed
 from switchgen.assembly import Writer, fingerprint, is_own_model, load_writers
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import Shard
 from switchgen.ids import content_hash
 from switchgen.progress import progress
 from switchgen.records import SCHEMA, response_record
 from switchgen.rows import Row
-from switchgen.rundir import Run, Shard, claim_stage
+from switchgen.rundir import Run, claim_stage
 from switchgen.tasks import Example
 from switchgen.trace import Query, Trace
 from switchgen.workers import (

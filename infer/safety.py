@@ -26,9 +26,10 @@ from infer.stats import bootstrap_mean
 from infer.subruns import choosing, sub_run
 from switchgen.config import TaskConfig
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import write_json
 from switchgen.policies.responses import is_response_policy
 from switchgen.policies.routers import is_router
-from switchgen.rundir import Run, write_json
+from switchgen.rundir import Run
 from switchgen.scoring.refusal import expected_refusal
 from switchgen.tasks import Example, load_task
 

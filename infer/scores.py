@@ -15,7 +15,8 @@ from infer.questions import Questions, reference_text
 from infer.responses import responses_path, run_seeds
 from infer.results import Cell
 from switchgen.errors import DataError
-from switchgen.rundir import Run, Shard, json_line, write_atomic
+from switchgen.files import Shard, json_line, write_atomic
+from switchgen.rundir import Run
 from switchgen.scoring import METRICS, RewardModelScorer
 from switchgen.scoring.judge import JudgeScorer
 

@@ -15,8 +15,9 @@ from infer.results import MEAN
 from infer.subruns import choosing, sub_run
 from switchgen.api import is_share
 from switchgen.errors import ConfigError
+from switchgen.files import write_json
 from switchgen.policies.masked import split_name
-from switchgen.rundir import Run, write_json
+from switchgen.rundir import Run
 
 logger = logging.getLogger("switchgen")
 

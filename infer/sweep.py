@@ -34,8 +34,9 @@ from switchgen.api import check_decoding
 from switchgen.assembly import check_writers
 from switchgen.config import CandidateConfig
 from switchgen.errors import DataError
+from switchgen.files import lock, write_json
 from switchgen.loading import check_model
-from switchgen.rundir import Run, lock, write_json
+from switchgen.rundir import Run
 
 logger = logging.getLogger("switchgen")
 

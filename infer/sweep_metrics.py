@@ -20,8 +20,9 @@ from infer.semantic import Equivalence
 from infer.sweep_methods import Point
 from infer.sweep_responses import JSON, Prompt, Writers, read_responses
 from switchgen.candidates import Pool
+from switchgen.files import json_line, write_atomic
 from switchgen.ids import content_hash
-from switchgen.rundir import Run, json_line, write_atomic
+from switchgen.rundir import Run
 from switchgen.scoring import RewardModelScorer
 from switchgen.vocabulary import Vocabulary
 

@@ -21,10 +21,11 @@ from switchgen.api import response_seed
 from switchgen.assembly import DISTILLED, Writer, load_writers, set_threads
 from switchgen.candidates import Pool
 from switchgen.errors import ConfigError
+from switchgen.files import Shard
 from switchgen.progress import progress
 from switchgen.records import SCHEMA, usage_of
 from switchgen.rows import Row
-from switchgen.rundir import Run, Shard, claim_stage
+from switchgen.rundir import Run, claim_stage
 from switchgen.tasks import Example
 from switchgen.trace import Query, Trace
 

@@ -36,10 +36,6 @@ More questions are a superset of fewer (`pick_questions`), a question's later st
 """
 
 
-WEIGHTS = "weights"
-"""Of the candidates, by what the files hold: a ladder that was trained anew in the same folders has other labels."""
-
-
 @dataclass(frozen=True)
 class Question:
     """One question of a task, with what scoring its responses needs.
@@ -190,7 +186,8 @@ def dependencies(run: Run, tasks: Sequence[Task]) -> dict[str, Any]:
         "decoding": recipe.decoding.model_dump(mode="json"),
         "pool": [candidate.model_dump(mode="json", exclude={"device", "device_map"}) for candidate in recipe.pool],
         "tasks": {task.name: _task_settings(task, spec) for task, spec in zip(tasks, recipe.tasks, strict=True)},
-        WEIGHTS: {candidate.name: candidate_weights(candidate) for candidate in recipe.pool},
+        # By what the files hold: a ladder that was trained anew in the same folders has other labels.
+        "weights": {candidate.name: candidate_weights(candidate) for candidate in recipe.pool},
     }
     if recipe.rollout.policy in ("switcher", "untuned"):
         settings["switcher"] = recipe.switcher.model_dump(mode="json", exclude={"device"})

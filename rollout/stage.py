@@ -24,7 +24,6 @@ from typing import Any
 
 from rollout.questions import (
     MAY_GROW,
-    WEIGHTS,
     Question,
     check,
     dependencies,
@@ -34,9 +33,10 @@ from rollout.questions import (
 )
 from rollout.summary import summarize
 from rollout.workers import LabelWork, label_share
+from switchgen.files import Shard, lock, write_json
 from switchgen.progress import progress
 from switchgen.records import read_records
-from switchgen.rundir import Run, Shard, claim_stage, lock, write_json
+from switchgen.rundir import Run, claim_stage
 from switchgen.workers import Share, Spent, do_shares, num_workers_of, split, wait_for_leftovers
 
 logger = logging.getLogger("switchgen")
@@ -67,7 +67,7 @@ def main(run: Run, *, workers: int | None = None) -> dict[str, Any]:
     folder = run.dir / "rollout"
     with lock(folder):
         wait_for_leftovers(folder)
-        claim_stage(folder, "rollout", dependencies(run, tasks), may_grow=MAY_GROW, noted_since=[WEIGHTS])
+        claim_stage(folder, "rollout", dependencies(run, tasks), may_grow=MAY_GROW)
         done = _finished_ids(folder)
         wanted = _state_ids(questions, settings.states)
         pending = [question for question in questions if not done.issuperset(question.state_ids(settings.states))]

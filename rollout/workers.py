@@ -12,7 +12,7 @@ from rollout.loop import BranchingLoop
 from rollout.questions import Question
 from rollout.scoring import Scorer
 from switchgen.assembly import load_writers
-from switchgen.rundir import Shard
+from switchgen.files import Shard
 from switchgen.workers import Report, Share, Spent, Stopwatch
 
 

@@ -28,7 +28,8 @@ from infer.evaluation import main as evaluate  # noqa: E402
 from infer.questions import Questions, load_questions, reference_text  # noqa: E402
 from infer.responses import claim_responses, responses_path  # noqa: E402
 from switchgen.config import DATA_DIR  # noqa: E402
-from switchgen.rundir import Run, Shard, open_run  # noqa: E402
+from switchgen.files import Shard  # noqa: E402
+from switchgen.rundir import Run, open_run  # noqa: E402
 from switchgen.scoring import golds  # noqa: E402
 from switchgen.tasks import Example  # noqa: E402
 

@@ -27,9 +27,10 @@ import torch
 
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, ModelError
+from switchgen.files import finished_folder, write_json
 from switchgen.ids import derive_seed
 from switchgen.loading import hub_folder
-from switchgen.rundir import Run, finished_folder, write_json
+from switchgen.rundir import Run
 from switchgen.weights import weights_hash
 
 logger = logging.getLogger("switchgen")

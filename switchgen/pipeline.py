@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from switchgen.errors import ConfigError, DataError
-from switchgen.rundir import (
-    SHIPPED_LAB,
-    Run,
-    finished_folder,
-    open_run,
-    shipped_lab_fits,
-    write_json,
-    write_provenance,
-)
+from switchgen.files import finished_folder, write_json
+from switchgen.rundir import SHIPPED_LAB, Run, open_run, shipped_lab_fits, write_provenance
 
 logger = logging.getLogger("switchgen")
 

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from switchgen.errors import ConfigError, SwitchgenError, WorkerError
+from switchgen.files import Shard, StorageError, hold, storage
 from switchgen.ids import share_of
 from switchgen.records import read_records
-from switchgen.rundir import Run, Shard, StorageError, hold, storage
+from switchgen.rundir import Run
 
 logger = logging.getLogger("switchgen")
 

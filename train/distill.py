@@ -26,9 +26,10 @@ from typing import Any
 
 from switchgen.config import CandidateConfig, Recipe
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import finished_folder, write_atomic, write_json
 from switchgen.ids import content_hash
 from switchgen.loading import check_model, load_vocabulary
-from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
+from switchgen.rundir import Run, claim_stage, provenance
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash
 from switchgen.workers import num_workers_of

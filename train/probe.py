@@ -19,10 +19,11 @@ from switchgen.candidates import Candidate, Pool
 from switchgen.config import CandidateConfig, TrainConfig
 from switchgen.engines.base import Context
 from switchgen.errors import ConfigError
+from switchgen.files import finished_folder, lock, write_atomic, write_json
 from switchgen.ids import content_hash, derive_seed
 from switchgen.policies.probe import Probe
 from switchgen.records import query_of
-from switchgen.rundir import Run, claim_stage, finished_folder, lock, provenance, write_atomic, write_json
+from switchgen.rundir import Run, claim_stage, provenance
 from switchgen.weights import weights_hash
 from train.cards import probe_card
 from train.label_data import LabelExample, gather, read_labels, soft_targets

@@ -18,12 +18,13 @@ from switchgen.assembly import check_writers, fingerprint, load_writers, spread
 from switchgen.candidates import prompt_style
 from switchgen.config import CandidateConfig
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import Shard, lock
 from switchgen.ids import derive_seed
 from switchgen.progress import progress
 from switchgen.prompts import chat_prompt_ids, plain_prompt_ids
 from switchgen.records import read_records, response_record
 from switchgen.rows import Row
-from switchgen.rundir import Run, Shard, claim_stage, lock
+from switchgen.rundir import Run, claim_stage
 from switchgen.scoring import RewardModelScorer, metric_named
 from switchgen.tasks import Example, Task, load_task
 from switchgen.tasks.overlap import EvaluationQuestions
@@ -52,7 +53,6 @@ REASONS = ("not_answered", "unfinished", "low_score", "repeated", "too_long")
 """Why responses are left out, in the order in which they are looked at."""
 
 _REWARD_MODEL = "reward_model"
-_WEIGHTS = "weights"
 _IGNORED = -100
 _MAX_SHOWN = 5
 
@@ -153,7 +153,7 @@ def dependencies(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
         **fingerprint(run, policy),
         "tasks": {name: [task.sha256, task.metric, task.marker, task.strict] for name, task in tasks.items()},
         "reward_model": run.recipe.rollout.reward_model,
-        _WEIGHTS: {candidate.name: candidate_weights(candidate) for candidate in run.recipe.pool},
+        "weights": {candidate.name: candidate_weights(candidate) for candidate in run.recipe.pool},
     }
     if policy == "switcher":
         adapter = run.recipe.switcher.adapter or str(run.switcher_adapter)
@@ -188,7 +188,7 @@ def check_responses(run: Run, questions: Sequence[Question]) -> None:
             f"{folder}: {there} of {wanted} responses are there; start `switchgen distill` (with --launcher for "
             "several processes), which writes them first"
         )
-    claim_stage(folder, FOLDER, dependencies(run, questions), noted_since=[_WEIGHTS])
+    claim_stage(folder, FOLDER, dependencies(run, questions))
 
 
 def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1) -> None:
@@ -206,7 +206,7 @@ def write_responses(run: Run, questions: Sequence[Question], *, workers: int = 1
     folder = run.dir / FOLDER
     with lock(folder):
         wait_for_leftovers(folder)
-        claim_stage(folder, FOLDER, dependencies(run, questions), noted_since=[_WEIGHTS])
+        claim_stage(folder, FOLDER, dependencies(run, questions))
         gather_shards(folder, folder)
         with Shard(folder / RESPONSES) as shard:
             done = shard.done

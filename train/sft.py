@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from switchgen.config import CandidateConfig, LoraSection
 from switchgen.errors import ConfigError, ModelError
+from switchgen.files import lock, storage
 from switchgen.loading import adapter_folder, check_model, missing_weights
-from switchgen.rundir import claim_stage, lock, storage
+from switchgen.rundir import claim_stage
 from train.arguments import trains_on_cpu
 from train.launch import barrier, is_main_process, world_size
 

@@ -26,10 +26,11 @@ from typing import Any
 from switchgen.candidates import prompt_style
 from switchgen.config import CandidateConfig, Recipe
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import finished_folder, write_atomic, write_json
 from switchgen.ids import content_hash
 from switchgen.loading import load_vocabulary
 from switchgen.prompts import FORMATS, SwitcherPrompt
-from switchgen.rundir import Run, claim_stage, finished_folder, provenance, write_atomic, write_json
+from switchgen.rundir import Run, claim_stage, provenance
 from switchgen.weights import weights_hash
 from train.label_data import LabelData, label_examples, read_labels
 from train.launch import Launcher, is_launched, is_main_process, launch, world_size

@@ -22,8 +22,9 @@ from infer.batch import Job, _traces, main
 from infer.output_file import work_folder
 from switchgen.assembly import load_writers
 from switchgen.errors import ConfigError, DataError
+from switchgen.files import StorageError, lock
 from switchgen.rows import Row
-from switchgen.rundir import Run, StorageError, lock
+from switchgen.rundir import Run
 from switchgen.trace import Query
 
 ROOT = Path(__file__).resolve().parents[2]

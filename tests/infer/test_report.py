@@ -32,7 +32,7 @@ from infer.report_view import (
     table_of,
 )
 from switchgen.errors import DataError
-from switchgen.rundir import StorageError
+from switchgen.files import StorageError
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ import pytest
 
 from rollout.stage import main
 from switchgen.errors import ConfigError, WorkerError
+from switchgen.files import StorageError, lock
 from switchgen.ids import share_of
-from switchgen.rundir import Run, StorageError, lock
+from switchgen.rundir import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 ReadLabels = Callable[[Run], dict[str, dict[str, Any]]]

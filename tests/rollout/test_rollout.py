@@ -356,7 +356,7 @@ def test_one_adapter_s_labels_are_not_another_s(make_run: Any) -> None:
 
 
 def test_labels_of_candidates_that_were_trained_anew(make_run: Any, home: Path, tmp_path: Path) -> None:
-    """The same folders with other weights: the labels are not these models'. Folders of before noted no weights."""
+    """The same folders with other weights: the labels are not these models'."""
     ladder = shutil.copytree(home / "ladder", tmp_path / "ladder")
     small = (
         "rollout.queries=1",
@@ -366,12 +366,8 @@ def test_labels_of_candidates_that_were_trained_anew(make_run: Any, home: Path, 
     run = make_run("run", *small)
     main(run)
     stage = run.dir / "rollout" / "stage.json"
-    noted = json.loads(stage.read_text())
-    weights = noted["settings"].pop("weights")
-    assert set(weights) == set(NAMES), "every candidate's"
-    stage.write_text(json.dumps(noted))
+    assert set(json.loads(stage.read_text())["settings"]["weights"]) == set(NAMES), "every candidate's"
     main(run)
-    assert json.loads(stage.read_text())["settings"]["weights"] == weights
     for name in ("model.safetensors", "config.json"):
         shutil.copyfile(ladder / "aligned" / name, ladder / "tuned" / name)
     with pytest.raises(ConfigError, match=r"weights\.tuned: was"):

@@ -16,19 +16,8 @@ import pytest
 
 from switchgen.config import load_recipe
 from switchgen.errors import ConfigError, DataError
-from switchgen.rundir import (
-    Shard,
-    StorageError,
-    claim_stage,
-    finished_folder,
-    json_line,
-    lab_folder,
-    lock,
-    open_run,
-    write_atomic,
-    write_json,
-    write_provenance,
-)
+from switchgen.files import Shard, StorageError, finished_folder, json_line, lock, write_atomic, write_json
+from switchgen.rundir import claim_stage, lab_folder, open_run, write_provenance
 from switchgen.workers import at_work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +76,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "shard.jsonl"
     code = """
         import sys
-        from switchgen.rundir import Shard
+        from switchgen.files import Shard
         shard = Shard(__import__("pathlib").Path(sys.argv[1]))
         for index in range(100_000):
             if str(index) not in shard.done:
@@ -133,7 +122,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         tmp_path / "disk",
         """
         import json
-        from switchgen.rundir import Shard, StorageError, finished_folder, write_json
+        from switchgen.files import Shard, StorageError, finished_folder, write_json
 
         path = folder / "shard.jsonl"
         shard = Shard(path)
@@ -175,7 +164,8 @@ def test_a_read_only_disk_is_named(tmp_path: Path) -> None:
     shown = on_small_disk(
         tmp_path / "disk",
         """
-        from switchgen.rundir import Shard, StorageError, claim_stage, lock, write_json
+        from switchgen.files import Shard, StorageError, lock, write_json
+        from switchgen.rundir import claim_stage
 
         def enter(manager):
             with manager:
@@ -217,7 +207,7 @@ def test_a_limit_on_file_sizes_is_a_refusal_too(tmp_path: Path) -> None:
     code = """
         import resource, sys
         from pathlib import Path
-        from switchgen.rundir import Shard, StorageError
+        from switchgen.files import Shard, StorageError
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         shard = Shard(Path(sys.argv[1]))
         try:
@@ -273,7 +263,7 @@ def test_a_finished_folder_is_on_the_disk_before_it_appears(tmp_path: Path, monk
         assert not (tmp_path / "folder").exists()
         synced.add(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
 
-    monkeypatch.setattr("switchgen.rundir.os.fsync", sync)
+    monkeypatch.setattr("switchgen.files.os.fsync", sync)
     with finished_folder(tmp_path / "folder") as part:
         (part / "deep").mkdir()
         for name in ("weights", "deep/config"):
@@ -285,7 +275,7 @@ def test_a_folder_is_held_by_one_run(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from switchgen.rundir import lock
+        from switchgen.files import lock
         with lock(Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(60)
@@ -309,7 +299,7 @@ def test_file_systems_without_locks_are_named(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("switchgen.rundir.fcntl.flock", refuse)
+    monkeypatch.setattr("switchgen.files.fcntl.flock", refuse)
     for hold_folder in (lock, at_work):
         with pytest.raises(StorageError, match="cannot be locked .Function not implemented.; allowed: a --run-dir"):
             hold_folder(tmp_path).__enter__()
