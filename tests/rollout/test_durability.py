@@ -27,21 +27,16 @@ ReadLabels = Callable[[Run], dict[str, dict[str, Any]]]
 LARGER = ("rollout.queries=12", "rollout.completions=5")
 """Some seconds of work: time for kills."""
 
-RUN_STAGE = """
-import sys
-from rollout.stage import main
-from switchgen.rundir import open_run
-if __name__ == "__main__":
-    main(open_run(sys.argv[1], sys.argv[4:], sys.argv[2]), workers=int(sys.argv[3]))
-"""
 
-
-def _start(run: Run, tmp_path: Path, workers: int) -> subprocess.Popen[bytes]:
-    script = tmp_path / "run_stage.py"
-    script.write_text(RUN_STAGE)
+def _start(run: Run, workers: int) -> subprocess.Popen[bytes]:
+    arguments = ["rollout", str(run.source), *LARGER, "--workers", str(workers), "--run-dir", str(run.dir)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, str(script), str(run.source), str(run.dir), str(workers), *LARGER]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "switchgen", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 def _lines(run: Run) -> int:
@@ -85,11 +80,9 @@ def uninterrupted(make_run: Any, labels_of: ReadLabels, _made: dict[str, Any]) -
     return _made
 
 
-def test_killed_and_resumed(
-    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any], tmp_path: Path
-) -> None:
+def test_killed_and_resumed(make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any]) -> None:
     run = make_run("killed", *LARGER)
-    process = _start(run, tmp_path, workers=1)
+    process = _start(run, workers=1)
     _wait_for_lines(run, process, 3)
     process.kill()
     process.communicate()
@@ -188,10 +181,10 @@ def test_a_worker_s_failure_shows_where(make_run: Any) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_fails_the_stage_and_nothing_is_lost(
-    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any], tmp_path: Path
+    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any]
 ) -> None:
     run = make_run("killed", *LARGER)
-    process = _start(run, tmp_path, workers=2)
+    process = _start(run, workers=2)
     _wait_for_lines(run, process, 3)
     workers = _children(process.pid)
     assert len(workers) == 2
@@ -212,14 +205,14 @@ def test_a_killed_worker_fails_the_stage_and_nothing_is_lost(
 
 @pytest.mark.slow
 def test_random_kills_of_parent_and_workers(
-    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any], tmp_path: Path
+    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any]
 ) -> None:
     """Whoever is killed whenever, the same command goes on at once; orphaned workers do not write beside it."""
     chance = random.Random(20)
     run = make_run("killed", *LARGER)
     kills = 0
     for workers in (2, 1, 2, 2, 3):
-        process = _start(run, tmp_path, workers)
+        process = _start(run, workers)
         time.sleep(chance.uniform(2.0, 14.0))
         if process.poll() is None:
             victims = [process.pid, *_children(process.pid)]
