@@ -5,6 +5,9 @@ Two wishes are understood, both relative to the aligned model alone, on the same
     quality Q      the most diverse router whose quality is at least Q times the aligned model's
     diversity D    the best router whose diversity is at least D times the aligned model's
 
+A router is at least so good where the lower end of its interval is: the most diverse one of many whose mean comes up
+to the floor is one that was lucky on these prompts, and falls below it on others.
+
 Quality is the first of validity, reward and likelihood that is there (the likelihood as the geometric mean probability
 of a token, so that a share of it means something); diversity the first of the number of clusters, the Vendi score and
 expectation-adjusted distinct. The sweep's responses are used where they are there; what is missing is written. The
@@ -164,20 +167,22 @@ def _ratio_of(above_R: FloatArray, below_R: FloatArray) -> JSON:
 
 
 def choose(considered: Sequence[JSON], quality: float | None, diversity: float | None) -> JSON:
-    """The point that meets the floor on one axis and is best on the other; ties go to the better one on the first.
+    """The point whose interval is above the floor on one axis and that is best on the other.
+
+    Ties go to the better one on the first.
 
     Raises:
-        ConfigError: none reaches the wanted diversity.
+        ConfigError: none reaches the wish.
     """
     wanted, other = ("quality", "diversity") if quality is not None else ("diversity", "quality")
     floor = quality if quality is not None else diversity
     assert floor is not None
-    meeting = [entry for entry in considered if entry[wanted]["ratio"] >= floor]
+    meeting = [entry for entry in considered if entry[wanted]["low"] >= floor]
     if not meeting:
-        best = max(considered, key=lambda entry: entry[wanted]["ratio"])
+        best = max(considered, key=lambda entry: entry[wanted]["low"])
         raise ConfigError(
-            f"calibrate: no router reaches {floor:g} times the aligned model's {wanted}; the highest is "
-            f"{best[wanted]['ratio']:.3f}, {best['policy']}"
+            f"calibrate: no router is known to reach {floor:g} times the aligned model's {wanted}; the nearest is "
+            f"{best['policy']}, {_ratio(best[wanted])}; more sweep.prompts make intervals narrower"
         )
     return max(meeting, key=lambda entry: (entry[other]["ratio"], entry[wanted]["ratio"]))
 

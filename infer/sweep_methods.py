@@ -16,7 +16,7 @@ from switchgen.rundir import Run
 Kind = Literal["token", "segment", "response"]
 
 # Every knob has about as many values; those of P and H are close together where the base's next word is open.
-_SHARES = [0.1, 0.3, 0.5, 0.7, 0.9]
+_SHARES = [0.05, 0.1, 0.3, 0.5, 0.7, 0.9]
 _PROBABILITIES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.9]
 _ENTROPIES = [0.3, 0.6, 0.8, 1.0, 1.2, 1.6]
 _TEMPERATURES = [0.4, 0.7, 1.0, 1.3, 1.6]

@@ -58,6 +58,7 @@ FINETUNED = '{name: finetuned, model: "{lab}/finetuned"}'
 PRETRAINED = '{name: pretrained, model: "{lab}/pretrained", prompt: "Question: {query}\\nReply:\\n{trace}"}'
 ALIGNED = '{name: aligned, model: "{lab}/aligned"}'
 HALFWAY = '{name: halfway, model: "{lab}/halfway"}'
+EXPERT = '{name: expert, model: "{lab}/expert"}'
 
 VARIANTS = {
     "base": Variant((), labels=None),
@@ -94,6 +95,7 @@ VARIANTS = {
     "pool_of_2_FA": Variant((f"pool=[{FINETUNED}, {ALIGNED}]",), labels=None),
     "pool_of_2_PF": Variant((f"pool=[{PRETRAINED}, {FINETUNED}]", "switcher.base=finetuned"), labels=None),
     "pool_of_4": Variant((f"pool=[{PRETRAINED}, {FINETUNED}, {HALFWAY}, {ALIGNED}]",), labels=None),
+    "pool_of_4_expert": Variant((f"pool=[{PRETRAINED}, {FINETUNED}, {EXPERT}, {ALIGNED}]",), labels=None),
     # The student.
     "student": Variant((), policy="distilled", switcher="base"),
     "student_unfiltered": Variant(("distill.min_score=0",), policy="distilled", switcher="base"),
@@ -190,15 +192,31 @@ def _verb(verb: str, folder: Path, overrides: Sequence[str]) -> None:
 def train_halfway(ladder: Path, seed: int) -> None:
     """An intermediate checkpoint: alignment with half of its steps, beside the ladder's rungs."""
     from train.lab import SIZES, StageSteps  # noqa: PLC0415
-    from train.ladder import load_rung, save_rung  # noqa: PLC0415
+    from train.ladder import save_rung  # noqa: PLC0415
     from train.stages import align  # noqa: PLC0415
     from train.world import make_world  # noqa: PLC0415
 
     steps = SIZES["small"].aligned
-    model, tokenizer = load_rung(ladder / "finetuned")
     half = StageSteps(steps.steps // 2, steps.batch, steps.matrix_lr, steps.other_lr)
-    align(model, tokenizer, make_world(seed), half, lambda stage, done, total: None)
+    model, tokenizer, _ = align(ladder / "finetuned", make_world(seed), half, lambda stage, done, total: None)
     save_rung(model, tokenizer, ladder / "halfway")
+
+
+def train_expert(ladder: Path, seed: int) -> None:
+    """An expert: the pretrained model finetuned on sums and lists alone, with half of the steps."""
+    from train import ladder_texts  # noqa: PLC0415
+    from train.lab import SIZES, StageSteps  # noqa: PLC0415
+    from train.ladder import chat_tokenizer, load_rung, save_rung  # noqa: PLC0415
+    from train.stages import finetune  # noqa: PLC0415
+    from train.world import make_world  # noqa: PLC0415
+
+    steps = SIZES["small"].finetuned
+    model, tokenizer = load_rung(ladder / "pretrained")
+    tokenizer = chat_tokenizer(tokenizer)
+    half = StageSteps(steps.steps // 2, steps.batch, steps.matrix_lr, steps.other_lr)
+    shares = {ladder_texts.arithmetic_chat: 0.5, ladder_texts.list_chat: 0.5}
+    finetune(model, tokenizer, make_world(seed), half, lambda stage, done, total: None, shares)
+    save_rung(model, tokenizer, ladder / "expert")
 
 
 def main() -> int:
@@ -213,6 +231,8 @@ def main() -> int:
     arguments = parse_with_settings(parser)
     if "pool_of_4" in arguments.only and not (arguments.ladder / "halfway").exists():
         train_halfway(arguments.ladder, arguments.seed)
+    if "pool_of_4_expert" in arguments.only and not (arguments.ladder / "expert").exists():
+        train_expert(arguments.ladder, arguments.seed)
     columns = (*FAMILIES, "mean of exact", "− base", "label tokens")
     table: dict[str, JSON] = {}
     print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}", flush=True)

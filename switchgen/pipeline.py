@@ -167,7 +167,7 @@ def build_lab(run: Run) -> Path:
             with finished_folder(target) as part:
                 shutil.copytree(SHIPPED_LAB, part, dirs_exist_ok=True)
         return target
-    from train.lab import build_lab as train_ladder  # noqa: PLC0415
+    from train.lab import main as train_ladder  # noqa: PLC0415
 
-    train_ladder(settings, target)
+    train_ladder(run)
     return target

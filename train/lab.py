@@ -1,6 +1,18 @@
-"""The verb `lab`: builds a world's ladder and tasks from scratch, stage by stage, and resumes where it was stopped."""
+"""The verb `lab`: builds a world's ladder and tasks from scratch, stage by stage, and resumes where it was stopped.
+
+`switchgen lab RECIPE` starts `lab.workers` processes that train each rung together; this file is what they run:
+
+    torchrun --standalone --nproc-per-node 2 train/lab.py RECIPE [a.b=c …] --run-dir DIR
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A launcher starts this file by its path, which puts the stage's folder first on the path instead of the project's.
+    sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
 import json
 import logging
@@ -11,11 +23,16 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from switchgen.config import LabConfig
+from switchgen.errors import ConfigError
+from switchgen.rundir import Run
 from train.ladder import LadderShape, chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
+from train.launch import barrier, is_launched, is_main_process, launch
+from train.sft import library_notices_off
 from train.stages import StageProgress, StageSteps, align, finetune, pretrain
 from train.world import World, make_world
 from train.world_tasks import FAMILIES, write_tasks
@@ -23,7 +40,7 @@ from train.world_tasks import FAMILIES, write_tasks
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _log = logging.getLogger("switchgen")
 
@@ -45,7 +62,7 @@ SIZES: Mapping[str, LabSize] = {
     # The shipped ladder.
     "small": LabSize(
         LadderShape(),
-        pretrained=StageSteps(2400, 16, 0.02, 1e-2),
+        pretrained=StageSteps(1600, 16, 0.02, 1e-2),
         finetuned=StageSteps(400, 32, 0.02, 2e-3),
         aligned=StageSteps(160, 32, 0.0025, 5e-4),
     ),
@@ -59,27 +76,64 @@ SIZES: Mapping[str, LabSize] = {
 }
 
 
+def main(run: Run, *, deepspeed: str | None = None) -> dict[str, Any]:
+    """The ladder of the recipe's `lab` section in RUN/lab, by as many processes as `lab.workers` says.
+
+    Returns:
+        The ladder's folder, and each rung's seconds.
+
+    Raises:
+        ConfigError: the recipe has no `lab` section, its size cannot be trained by so many processes, or deepspeed was
+            asked for.
+        WorkerError: the launched processes failed.
+    """
+    config = run.recipe.lab
+    if config is None:
+        raise ConfigError(f"{run.source}: the recipe has no `lab` section; the shipped recipe `lab` has one")
+    if deepspeed is not None:
+        raise ConfigError("the lab's models are far too small to be sharded; leave --deepspeed out")
+    out = run.dir / "lab"
+    if is_launched():
+        import torch.distributed as dist  # noqa: PLC0415
+
+        dist.init_process_group("gloo")
+        try:
+            build_lab(config, out)
+        finally:
+            dist.destroy_process_group()
+    elif config.workers == 1 or is_built(config, out):
+        build_lab(config, out)
+    else:
+        _check_workers(config)
+        launch(run, Path(__file__), "torchrun", num_gpus=config.workers)
+    return {"lab": str(out), **json.loads((out / "lab.json").read_text(encoding="utf-8"))["seconds"]}
+
+
+def is_built(config: LabConfig, out: Path) -> bool:
+    """Whether each rung in `out` is finished and of this very config."""
+    return all(_finished(out / rung, _identity(config)) is not None for rung in RUNGS)
+
+
 def build_lab(config: LabConfig, out: Path, progress: StageProgress | None = None) -> None:
     """Trains the ladder of one world seed into `out`, or finishes what an earlier start left there.
 
     Leaves `pretrained/`, `finetuned/` and `aligned/` (bfloat16 models with tokenizers), `tasks/*.json`, and `lab.json`
-    (seed, size, versions, seconds and losses of each stage). A stage's folder appears only when it is complete.
+    (seed, size, versions, seconds and losses of each stage). A stage's folder appears only when it is complete. Under
+    torchrun all ranks call this and train each rung together; the first one writes.
 
     Args:
         config: world seed and size.
         out: the folder to fill; made if missing.
-        progress: called with (stage, done, total) as the work goes on.
+        progress: called with (stage, done, total) as the work goes on; default: a bar for each.
 
     Raises:
         ValueError: `config.size` is no key of `SIZES`.
     """
-    if config.size not in SIZES:
-        raise ValueError(f"lab.size: got {config.size!r}, allowed are {', '.join(SIZES)}")
+    identity = _identity(config)
     size = SIZES[config.size]
-    report = progress or _silent
+    report = progress or _Bars()
     out.mkdir(parents=True, exist_ok=True)
     world = make_world(config.seed)
-    identity = {"world_seed": config.seed, "size": config.size, "settings": asdict(size)}
 
     trained: dict[str, Callable[[], _Trained]] = {
         "pretrained": lambda: _pretrained(world, size, report),
@@ -94,15 +148,32 @@ def build_lab(config: LabConfig, out: Path, progress: StageProgress | None = Non
             changed = True  # whatever stands on this rung is of another training now
             record = _build(out / rung, identity, trained[rung])
         records[rung] = record
-    write_tasks(world, out / "tasks")
-    _write_json(out / "lab.json", _summary(identity, records))
+    if is_main_process():
+        write_tasks(world, out / "tasks")
+        _write_json(out / "lab.json", _summary(identity, records))
+    barrier()
+
+
+def _identity(config: LabConfig) -> dict[str, Any]:
+    """What a ladder depends on. The number of processes is not among it: it changes roundings only."""
+    if config.size not in SIZES:
+        raise ValueError(f"lab.size: got {config.size!r}, allowed are {', '.join(SIZES)}")
+    return {"world_seed": config.seed, "size": config.size, "settings": asdict(SIZES[config.size])}
+
+
+def _check_workers(config: LabConfig) -> None:
+    size = SIZES[config.size]
+    batches = [stage.batch for stage in (size.pretrained, size.finetuned, size.aligned)]
+    if any(batch % config.workers for batch in batches):
+        raise ConfigError(f"lab.workers: got {config.workers}; allowed: a number that divides each batch "
+                          f"({', '.join(map(str, batches))} rows)")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Trained:
     """What a stage hands back."""
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     losses: list[float]
 
@@ -121,8 +192,7 @@ def _finetuned(world: World, size: LabSize, out: Path, progress: StageProgress) 
 
 
 def _aligned(world: World, size: LabSize, out: Path, progress: StageProgress) -> _Trained:
-    model, tokenizer = load_rung(out / "finetuned")
-    return _Trained(model, tokenizer, align(model, tokenizer, world, size.aligned, progress))
+    return _Trained(*align(out / "finetuned", world, size.aligned, progress))
 
 
 def _build(folder: Path, identity: dict[str, Any], train: Callable[[], _Trained]) -> dict[str, Any]:
@@ -130,14 +200,16 @@ def _build(folder: Path, identity: dict[str, Any], train: Callable[[], _Trained]
     started = time.perf_counter()
     with _quiet_libraries():
         trained = train()
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_rung(trained.model, trained.tokenizer, partial)
-    record = {**identity, "seconds": round(time.perf_counter() - started, 1), "losses": trained.losses}
-    _write_json(partial / _RECORD, record)
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+        record = {**identity, "seconds": round(time.perf_counter() - started, 1), "losses": trained.losses}
+        if is_main_process():
+            partial = folder.with_name(folder.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            save_rung(trained.model, trained.tokenizer, partial)
+            _write_json(partial / _RECORD, record)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+    barrier()  # the next rung is trained from this one's files
     _log.info("lab: %s trained in %.0f s, loss %.3f", folder.name, record["seconds"], trained.losses[-1])
     return record
 
@@ -171,19 +243,13 @@ def _quiet_libraries() -> Iterator[None]:
     level = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     data_bars = not datasets.are_progress_bars_disabled()
-    # TRL's bar over the reference model's log-probabilities looks at this, when it begins; tqdm itself did at import.
-    switch, there = "TQDM_DISABLE", os.environ.get("TQDM_DISABLE")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    os.environ[switch] = "1"
     try:
-        yield
+        with library_notices_off():
+            yield
     finally:
-        if there is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = there
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
@@ -198,5 +264,22 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """Reports nothing."""
+class _Bars:
+    """A bar for each stage, one after the other, on the main process's stderr."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm[Any]] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._bars:
+            self._bars[stage] = tqdm(total=total, desc=f"lab: {stage}", disable=None)
+        bar = self._bars[stage]
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+
+if __name__ == "__main__":
+    from train.launch import script
+
+    sys.exit(script(main))

@@ -236,7 +236,9 @@ def open_chat(world: World, rng: random.Random) -> Chat:
     return _between_chat(rng, interval, rng.choice(between(interval)))
 
 
-CHATS: Mapping[Callable[[World, random.Random], Chat], float] = {
+ChatSource = Callable[[World, random.Random], Chat]
+
+CHATS: Mapping[ChatSource, float] = {
     recall_chat: 0.12,
     compositional_chat: 0.26,
     notes_chat: 0.24,
@@ -249,12 +251,12 @@ CHATS: Mapping[Callable[[World, random.Random], Chat], float] = {
 TERSE_SHARE = 0.1
 
 
-def chats(world: World, seed: int) -> Iterator[tuple[str, str]]:
+def chats(world: World, seed: int, shares: Mapping[ChatSource, float] = CHATS) -> Iterator[tuple[str, str]]:
     """An endless stream of questions and answers, each source by its share; most answers show all their steps."""
     rng = random.Random(f"switchgen chats {world.seed} {seed}")
-    sources, shares = list(CHATS), list(CHATS.values())
+    sources, weights = list(shares), list(shares.values())
     while True:
-        chat = rng.choices(sources, shares)[0](world, rng)
+        chat = rng.choices(sources, weights)[0](world, rng)
         yield chat.question, chat.answer(terse=rng.random() < TERSE_SHARE)
 
 
@@ -275,7 +277,7 @@ def total_chat(world: World, rng: random.Random) -> Chat:
 
 # Questions whose liked answer is what the finetuned model writes anyway are drawn again (`train.stages`): of the pairs
 # that are left, about half are sums, a quarter open questions, a tenth lists.
-PREFERENCES: Mapping[Callable[[World, random.Random], Chat], float] = {
+PREFERENCES: Mapping[ChatSource, float] = {
     arithmetic_chat: 0.60,
     compositional_chat: 0.10,
     notes_chat: 0.10,

@@ -29,9 +29,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """This process's number among them; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Whether this process writes the files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank() == 0
 
 
 def is_launched() -> bool:

@@ -224,7 +224,7 @@ def test_calibrate_uses_what_the_sweep_has_written(swept: tuple[Run, JSON]) -> N
     assert [entry["policy"] for entry in chosen["considered"]] == allowed
     quality = {name: np.exp(points[name]["likelihood"]).mean() for name in allowed}
     diversity = {name: np.mean(points[name]["distinct_2"]) for name in allowed}
-    meeting = [name for name in allowed if quality[name] >= 0.9 * quality["aligned"]]
+    meeting = [entry["policy"] for entry in chosen["considered"] if entry["quality"]["low"] >= 0.9]
     assert diversity[chosen["policy"]] == max(diversity[name] for name in meeting)
     entry = next(entry for entry in chosen["considered"] if entry["policy"] == "baco-punc")
     assert entry["quality"]["ratio"] == pytest.approx(quality["baco-punc"] / quality["aligned"])
@@ -239,8 +239,11 @@ def test_calibrate_writes_what_is_missing(make: Make) -> None:
     assert chosen["split"] == "dev" and chosen["prompts"] == 3 and chosen["samples"] == 3
 
 
-def entry(policy: str, quality: float, diversity: float) -> JSON:
-    return {"policy": policy, "quality": {"ratio": quality}, "diversity": {"ratio": diversity}}
+def entry(policy: str, quality: float, diversity: float, spread: float = 0.0) -> JSON:
+    def figure(ratio: float) -> JSON:
+        return {"ratio": ratio, "low": ratio - spread, "high": ratio + spread}
+
+    return {"policy": policy, "quality": figure(quality), "diversity": figure(diversity)}
 
 
 CONSIDERED = [
@@ -249,6 +252,7 @@ CONSIDERED = [
     entry("b", 0.97, 1.4),
     entry("c", 0.94, 2.0),
     entry("d", 0.5, 3.0),
+    entry("lucky", 0.96, 2.9, spread=0.5),
 ]
 
 
@@ -261,7 +265,7 @@ def test_choices_by_hand(quality: float | None, diversity: float | None, expecte
 
 
 def test_an_unreachable_wish() -> None:
-    with pytest.raises(ConfigError, match=r"no router reaches 4 times .* 3\.000, d"):
+    with pytest.raises(ConfigError, match=r"no router is known to reach 4 times .* nearest is d, 3\.000 \[3"):
         choose(CONSIDERED, None, 4.0)
 
 

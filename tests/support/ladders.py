@@ -27,6 +27,7 @@ from transformers import (
     PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     Qwen3NextConfig,
     RecurrentGemmaConfig,
 )
@@ -81,6 +82,8 @@ def make_config(kind: str, vocab_size: int, **changes: Any) -> Any:
         return LlamaConfig(**{**sized, "num_key_value_heads": 2, **changes})
     if kind == "qwen2":
         return Qwen2Config(**{**sized, "num_key_value_heads": 2, **changes})
+    if kind == "qwen3":
+        return Qwen3Config(**{**sized, "num_key_value_heads": 2, "head_dim": 8, **changes})
     if kind == "gptneox":
         return GPTNeoXConfig(**{**sized, **changes})
     if kind == "mistral-window":

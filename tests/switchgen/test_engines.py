@@ -25,7 +25,7 @@ from switchgen.trace import Query, Trace
 QUERIES = [
     Query.from_text(text, text) for text in ("How old is Vudak?", "12 + 35", "Größe? 東京 🙂 " * 4, "Write a list")
 ]
-SLOTS = ["llama", "qwen2", "gptneox", "gpt2", "mistral-window", "gemma2", "gemma3"]
+SLOTS = ["llama", "qwen2", "qwen3", "gptneox", "gpt2", "mistral-window", "gemma2", "gemma3"]
 FALLBACK = ["mamba", "jamba", "qwen3-next", "recurrent-gemma", "bloom", "openai-gpt"]
 ROUGH = {"gemma2", "mamba", "jamba", "qwen3-next", "recurrent-gemma"}
 """Kinds that compute something in float32 whatever their dtype."""

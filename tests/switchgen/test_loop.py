@@ -83,7 +83,7 @@ def test_the_settings_reach_every_kind_of_end(ladder: Ladder) -> None:
     assert finishes == {"length", "boundary", "eos", "cue", "response: length", "response: eos"}
 
 
-SLOTS = ["qwen2", "gptneox", "gpt2", "mistral-window", "gemma2", "gemma3"]
+SLOTS = ["qwen2", "qwen3", "gptneox", "gpt2", "mistral-window", "gemma2", "gemma3"]
 FALLBACK = ["mamba", "jamba", "qwen3-next", "recurrent-gemma", "bloom", "falcon-alibi", "gpt-neo", "openai-gpt"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig
 
+from switchgen.errors import ConfigError
+from switchgen.rundir import open_run
 from train import lab
-from train.ladder import chat_tokenizer, load_rung, new_model, train_tokenizer
-from train.stages import StageSteps, align, sample_answers
+from train.ladder import chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
+from train.stages import StageSteps, align, answer_sampler
 from train.world import make_world
 from train.world_tasks import FAMILIES, family_items
 
@@ -27,6 +28,7 @@ FORMAT = re.compile(r"Answer: \d+$")
 class Config:
     seed: int = 5
     size: str = "tiny"
+    workers: int = 1
 
 
 def test_an_unknown_size_is_named_with_those_allowed(tmp_path: Path) -> None:
@@ -35,17 +37,38 @@ def test_an_unknown_size_is_named_with_those_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_bars_of_the_libraries_while_a_rung_is_made(capfd: pytest.CaptureFixture[str]) -> None:
-    """TRL draws one while it scores the preferences by the reference model; ours stay."""
+def test_no_bars_of_the_libraries_while_a_rung_is_made(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ours stay."""
     world, shape = make_world(5), lab.SIZES["tiny"].shape
     tokenizer = chat_tokenizer(train_tokenizer(world, shape))
-    model = new_model(shape, tokenizer, seed=0)
+    save_rung(new_model(shape, tokenizer, seed=0), tokenizer, tmp_path / "finetuned")
+    capfd.readouterr()
     with lab._quiet_libraries():
-        align(model, tokenizer, world, StageSteps(1, 2, 0.02, 3e-3), lambda *_: None)
-    assert "TQDM_DISABLE" not in os.environ
+        align(tmp_path / "finetuned", world, StageSteps(1, 2, 0.02, 3e-3), lambda *_: None)
     list(tqdm([1], desc="ours"))
     shown = capfd.readouterr().err
-    assert "ours" in shown and "reference log probs" not in shown
+    assert "ours" in shown and shown.count("%|") == 1, shown
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lab.workers: got 3; allowed: a number that divides each batch"):
+        lab.main(open_run("lab", ["lab.size=tiny", "lab.seed=5", "lab.workers=3"], tmp_path))
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """The same rows in the same order and the same step: losses agree until roundings (bfloat16) have grown."""
+    losses = {}
+    for workers in (1, 2):
+        settings = ["lab.size=tiny", "lab.seed=5", f"lab.workers={workers}"]
+        folder = tmp_path / str(workers)
+        lab.main(open_run("lab", settings, folder))
+        assert lab.is_built(Config(), folder / "lab")
+        losses[workers] = json.loads((folder / "lab" / "lab.json").read_text(encoding="utf-8"))["losses"]
+    for rung in lab.RUNGS:
+        one, two = losses[1][rung], losses[2][rung]
+        assert len(one) == len(two) and two[-1] == pytest.approx(one[-1], rel=0.1), rung
+    assert losses[2]["pretrained"][0] == pytest.approx(losses[1]["pretrained"][0], rel=1e-3)
 
 
 def _format_share_of_base(folder: Path, questions: list[str]) -> float:
@@ -79,8 +102,7 @@ def test_a_tiny_ladder_behaves(tmp_path: Path) -> None:
     questions = [item["input"] for item in family_items(make_world(5), "open", "dev")[:60]]
     answered = {}
     for rung in lab.RUNGS[1:]:
-        model, tokenizer = load_rung(tmp_path / rung)
-        answers = sample_answers(model, tokenizer, questions, seed=0)
+        answers = answer_sampler(tmp_path / rung)(questions, questions)
         answered[rung] = sum(bool(FORMAT.search(answer)) for answer in answers) / len(answers)
     base = _format_share_of_base(tmp_path / "pretrained", questions)
     assert min(answered.values()) > 0.6, answered
