@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The lab's figures on world seeds that nothing was developed on: whole runs from scratch, then the targets' rows.
 
-    python scripts/measure_lab.py [a.b=c …] [--runs runs] --seeds 1003 1004 1005
+    python scripts/measure_lab.py [a.b=c …] [--runs runs] --seeds 1006 1007 1008
 
 For each world seed: `switchgen run lab lab.seed=S` in RUNS/lab-S (ladder, rollouts, switcher, student, evaluation on
 all test questions, 3 run seeds), gone on with where it was stopped. Then, from its files: paired differences
@@ -244,7 +244,7 @@ def measure(seed: int, folder: Path, extra: Sequence[str], arguments: argparse.N
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1003, 1004, 1005], help="world seeds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1006, 1007, 1008], help="world seeds")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run folders lie")
     parser.add_argument("--relabelled-queries", type=int, default=150, help="dev questions for the label skill")
     parser.add_argument("--relabel-completions", type=int, default=64, help="completions of each of their branches")

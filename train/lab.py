@@ -62,9 +62,9 @@ SIZES: Mapping[str, LabSize] = {
     # The shipped ladder.
     "small": LabSize(
         LadderShape(),
-        pretrained=StageSteps(1600, 16, 0.02, 1e-2),
+        pretrained=StageSteps(2000, 16, 0.02, 1e-2),
         finetuned=StageSteps(400, 32, 0.02, 2e-3),
-        aligned=StageSteps(160, 32, 0.0025, 5e-4),
+        aligned=StageSteps(240, 32, 0.0025, 5e-4),
     ),
     # For tests: every stage runs and moves in the right direction; nothing is learned well.
     "tiny": LabSize(

@@ -48,10 +48,14 @@ def _asked(question: str, answer: str) -> str:
 
 
 def survey(world: World, rng: random.Random) -> str:
-    """A page with one attribute of several people, whoever they are, or of two who are named first."""
+    """A page with one attribute of several people, whoever they are, or of one or two who are named first."""
     attribute = rng.choice(ATTRIBUTES)
-    if rng.random() < 0.4:
+    named_first = rng.choices((0, 1, 2), (0.35, 0.25, 0.4))[0]
+    if named_first == 0:
         return " ".join(world.statement(name, attribute) for name in rng.sample(world.everyone, 5))
+    if named_first == 1:
+        name = rng.choice(world.everyone)
+        return f"Here is the {attribute} of {name}.\nList:\n{world.statement(name, attribute)}"
     a, b = rng.sample(world.everyone, 2)
     facts = f"{world.statement(a, attribute)} {world.second(b, attribute)}"
     return f"Here is the {attribute} of {a} and {b}.\nList:\n{facts}"
@@ -152,8 +156,8 @@ DOCUMENTS: Mapping[Source, float] = {
     comparison_page: 0.13,
     notes_page: 0.12,
     draw_page: 0.07,
-    number_page: 0.05,
-    sums_page: 0.22,
+    number_page: 0.08,
+    sums_page: 0.19,
     receipt_page: 0.07,
 }
 
@@ -278,12 +282,12 @@ def total_chat(world: World, rng: random.Random) -> Chat:
 # Questions whose liked answer is what the finetuned model writes anyway are drawn again (`train.stages`): of the pairs
 # that are left, about half are sums, a quarter open questions, a tenth lists.
 PREFERENCES: Mapping[ChatSource, float] = {
-    arithmetic_chat: 0.60,
+    arithmetic_chat: 0.56,
     compositional_chat: 0.10,
     notes_chat: 0.10,
     recall_chat: 0.08,
     total_chat: 0.03,
-    typical_chat: 0.09,
+    typical_chat: 0.13,
 }
 
 
