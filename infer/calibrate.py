@@ -60,13 +60,7 @@ def main(
     """
     if (quality is None) == (diversity is None):
         raise ConfigError("calibrate: give either --quality (e.g. 0.95) or --diversity (e.g. 1.2)")
-    points = calibration_points(run)
-    prompts = load_prompts(run, SPLIT)
-    check_points(run, points)
-    with lock(run.dir / "sweep"):
-        writers = Writers(run, points)
-        measures = Measures(run, prompts, writers)
-        records, ids, _ = measured_points(run, SPLIT, points, prompts, writers, measures)
+    records, ids = records_of(run, SPLIT, calibration_points(run))
     y = _metric(records, quality_metric, _QUALITY, "--quality-metric")
     x = _metric(records, diversity_metric, _DIVERSITY, "--diversity-metric")
     considered = compare(records, x, y, run.recipe.sweep.resamples)
@@ -86,6 +80,17 @@ def main(
     }
     write_json(run.dir / "calibration.json", document)
     return document
+
+
+def records_of(run: Run, split: str, points: Sequence[Point]) -> tuple[list[JSON], list[str]]:
+    """Each point's figures per prompt, and the prompts' ids; responses that are not there are written."""
+    prompts = load_prompts(run, split)
+    check_points(run, points)
+    with lock(run.dir / "sweep"):
+        writers = Writers(run, points)
+        measures = Measures(run, prompts, writers)
+        records, ids, _ = measured_points(run, split, points, prompts, writers, measures)
+    return records, ids
 
 
 def calibration_points(run: Run) -> list[Point]:

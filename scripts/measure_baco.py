@@ -1,12 +1,13 @@
 """The lab's figures on BACo, from run folders: Coverage and Dominance, and the calibrated operating point on test.
 
-    switchgen sweep lab; switchgen calibrate lab --quality 0.95
+    switchgen sweep lab; switchgen calibrate lab --quality 0.95 sweep.prompts=60
     python scripts/measure_baco.py runs/lab
-    python scripts/measure_baco.py runs/lab runs/seed-1 runs/seed-2 --evaluate lab
+    python scripts/measure_baco.py runs/lab runs/seed-1 runs/seed-2 --evaluate
 
 Each folder is one world seed, with a finished `sweep` (dev and test) and `calibrate`. The router is chosen on dev (the
-highest Coverage, mean over the folders), everything else is read on test. Differences are paired by prompt and
-bootstrapped over the prompts of each folder; means over folders weigh each the same. With `--evaluate RECIPE` the exact
+highest Coverage, mean over the folders), everything else is read on test; the calibrated point and the aligned model
+alone write on `--prompts` test prompts first. Differences are paired by prompt and
+bootstrapped over the prompts of each folder; means over folders weigh each the same. With `--evaluate` the exact
 families are answered under `aligned` and under the calibrated policy first (`switchgen evaluate`, into
 RUN/calibrated). One JSON line last.
 """
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from infer.calibrate import compare
+from infer.calibrate import calibration_points, compare, records_of
 from infer.frontier import FloatArray, estimate
 from infer.sweep_results import planes_of, score_methods
 
@@ -36,7 +37,9 @@ LEXICAL_AND_CLUSTERS = ("distinct_1", "distinct_2", "distinct_3", "adjusted_dist
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--evaluate", metavar="RECIPE", help="evaluate the exact families at the calibrated γ first")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the exact families at the calibrated γ, too")
+    parser.add_argument("--recipe", default="lab", help="the folders' recipe")
+    parser.add_argument("--prompts", type=int, default=120, help="test prompts for the calibrated point")
     parser.add_argument("--limit", type=int, default=120, help="questions a family for --evaluate")
     arguments = parser.parse_args()
     sweeps = [json.loads((run / "sweep" / "results.json").read_text()) for run in arguments.runs]
@@ -55,10 +58,10 @@ def main() -> None:
             difference = estimate(own - test[name][key])
             figure[f"{key}_minus"][name] = rounded(difference)
             print(f"  {name:16} {test[name][key][0]:.3f}   difference {shown(difference)}")
-    figure["calibrated"] = [calibrated(run, sweep) for run, sweep in zip(arguments.runs, sweeps, strict=True)]
+    figure["calibrated"] = [calibrated(run.resolve(), arguments.recipe, arguments.prompts) for run in arguments.runs]
     if arguments.evaluate:
         figure["exact"] = [
-            exact_families(run, entry["policy"], arguments.evaluate, arguments.limit)
+            exact_families(run, entry["policy"], arguments.recipe, arguments.limit)
             for run, entry in zip(arguments.runs, figure["calibrated"], strict=True)
         ]
     print(json.dumps(figure))
@@ -78,15 +81,19 @@ def mean_scores(splits: list[JSON]) -> dict[str, dict[str, FloatArray]]:
     return {name: {key: np.mean(values, axis=0) for key, values in entry.items()} for name, entry in found.items()}
 
 
-def calibrated(run: Path, sweep: JSON) -> JSON:
-    """The point that `calibrate` chose, on test, against the aligned model alone."""
+def calibrated(run: Path, recipe: str, prompts: int) -> JSON:
+    """The point that `calibrate` chose, on test, against the aligned model alone; more prompts than a sweep has."""
+    from switchgen.rundir import open_run
+
     chosen = json.loads((run / "calibration.json").read_text())
-    points = [p for p in sweep["splits"]["test"]["points"] if p["temperature"] == chosen["temperature"]]
-    aligned = next(p for p in points if p["policy"] == sweep["candidates"][-1])
-    own = next(p for p in points if p["policy"] == chosen["policy"])
-    entry = compare([aligned, own], chosen["diversity"]["metric"], chosen["quality"]["metric"], RESAMPLES)[1]
+    opened = open_run(recipe, [f"sweep.prompts={prompts}"], run)
+    aligned, *routers = calibration_points(opened)
+    own = next(point for point in (*routers, aligned) if point.policy == chosen["policy"])
+    records, ids = records_of(opened, "test", [aligned, own] if own is not aligned else [aligned])
+    pair = [records[0], records[-1]]
+    entry = compare(pair, chosen["diversity"]["metric"], chosen["quality"]["metric"], RESAMPLES)[1]
     print(f"\n{run}: calibrated on dev for {chosen['wanted']}: {chosen['policy']}")
-    found: JSON = {"policy": chosen["policy"], "wanted": chosen["wanted"]}
+    found: JSON = {"policy": chosen["policy"], "wanted": chosen["wanted"], "prompts": len(ids)}
     for axis in ("quality", "diversity"):
         ratio = entry[axis]
         print(
