@@ -86,9 +86,12 @@ def calibrated(run: Path, recipe: str, prompts: int) -> JSON:
     from switchgen.rundir import open_run
 
     chosen = json.loads((run / "calibration.json").read_text())
-    opened = open_run(recipe, [f"sweep.prompts={prompts}"], run)
+    settings = [f"sweep.prompts={prompts}", f"decoding.temperature={chosen['temperature']}"]
+    opened = open_run(recipe, settings, run)
     aligned, *routers = calibration_points(opened)
-    own = next(point for point in (*routers, aligned) if point.policy == chosen["policy"])
+    own = next((point for point in (*routers, aligned) if point.policy == chosen["policy"]), None)
+    if own is None:
+        raise SystemExit(f"{run}: {chosen['policy']}, which was chosen, is no point of the sweep of recipe {recipe}")
     records, ids = records_of(opened, "test", [aligned, own] if own is not aligned else [aligned])
     pair = [records[0], records[-1]]
     entry = compare(pair, chosen["diversity"]["metric"], chosen["quality"]["metric"], RESAMPLES)[1]

@@ -166,6 +166,9 @@ def build_lab(run: Run) -> Path:
 
             with finished_folder(target) as part:
                 shutil.copytree(SHIPPED_LAB, part, dirs_exist_ok=True)
+        elif (target / "lab.json").read_bytes() != (SHIPPED_LAB / "lab.json").read_bytes():
+            logger.warning("lab: %s is not the ladder that is shipped now; it stays in use here, and another --run-dir "
+                           "takes the shipped one", target)  # fmt: skip
         return target
     from train.lab import main as train_ladder  # noqa: PLC0415
 

@@ -14,13 +14,14 @@ if __name__ == "__main__":
     # A launcher starts this file by its path, which puts the stage's folder first on the path instead of the project's.
     sys.path[:] = [str(Path(__file__).resolve().parents[1]), *sys.path[1:]]
 
+import itertools
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ from tqdm import tqdm
 
 from switchgen.config import LabConfig
 from switchgen.errors import ConfigError
+from switchgen.files import lock
+from switchgen.ids import content_hash
 from switchgen.rundir import Run
-from train.ladder import LadderShape, chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
-from train.launch import barrier, is_launched, is_main_process, launch
+from train import ladder_texts
+from train.ladder import MODEL_TYPE, LadderShape, chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
+from train.launch import barrier, is_launched, is_main_process, launch, world_size
 from train.sft import library_notices_off
 from train.stages import StageProgress, StageSteps, align, finetune, pretrain
 from train.world import World, make_world
@@ -93,6 +97,7 @@ def main(run: Run, *, deepspeed: str | None = None) -> dict[str, Any]:
     if deepspeed is not None:
         raise ConfigError("the lab's models are far too small to be sharded; leave --deepspeed out")
     out = run.dir / "lab"
+    _check_workers(world_size() if is_launched() else config.workers)
     if is_launched():
         import torch.distributed as dist  # noqa: PLC0415
 
@@ -104,7 +109,6 @@ def main(run: Run, *, deepspeed: str | None = None) -> dict[str, Any]:
     elif config.workers == 1 or is_built(config, out):
         build_lab(config, out)
     else:
-        _check_workers(config)
         launch(run, Path(__file__), "torchrun", num_gpus=config.workers)
     return {"lab": str(out), **json.loads((out / "lab.json").read_text(encoding="utf-8"))["seconds"]}
 
@@ -128,13 +132,14 @@ def build_lab(config: LabConfig, out: Path, progress: StageProgress | None = Non
 
     Raises:
         ValueError: `config.size` is no key of `SIZES`.
+        StorageError: another build is at work in `out`.
     """
     identity = _identity(config)
-    size = SIZES[config.size]
-    report = progress or _Bars()
-    out.mkdir(parents=True, exist_ok=True)
-    world = make_world(config.seed)
+    with lock(out) if is_main_process() else nullcontext():
+        _build_rungs(identity, make_world(config.seed), SIZES[config.size], out, progress or _Bars())
 
+
+def _build_rungs(identity: dict[str, Any], world: World, size: LabSize, out: Path, report: StageProgress) -> None:
     trained: dict[str, Callable[[], _Trained]] = {
         "pretrained": lambda: _pretrained(world, size, report),
         "finetuned": lambda: _finetuned(world, size, out, report),
@@ -155,18 +160,23 @@ def build_lab(config: LabConfig, out: Path, progress: StageProgress | None = Non
 
 
 def _identity(config: LabConfig) -> dict[str, Any]:
-    """What a ladder depends on. The number of processes is not among it: it changes roundings only."""
+    """What a ladder depends on: its settings, and what the stages read, of which a sample is hashed.
+
+    The number of processes is not among it: it changes roundings, not what is learned.
+    """
     if config.size not in SIZES:
         raise ValueError(f"lab.size: got {config.size!r}, allowed are {', '.join(SIZES)}")
-    return {"world_seed": config.seed, "size": config.size, "settings": asdict(SIZES[config.size])}
+    world = make_world(config.seed)
+    streams = (ladder_texts.documents(world, 0), ladder_texts.chats(world, 1), ladder_texts.preferred(world, 2))
+    texts = content_hash([list(itertools.islice(stream, 100)) for stream in streams])
+    settings = asdict(SIZES[config.size])
+    return {"world_seed": config.seed, "size": config.size, "model": MODEL_TYPE, "settings": settings, "texts": texts}
 
 
-def _check_workers(config: LabConfig) -> None:
-    size = SIZES[config.size]
-    batches = [stage.batch for stage in (size.pretrained, size.finetuned, size.aligned)]
-    if any(batch % config.workers for batch in batches):
-        raise ConfigError(f"lab.workers: got {config.workers}; allowed: a number that divides each batch "
-                          f"({', '.join(map(str, batches))} rows)")  # fmt: skip
+def _check_workers(workers: int) -> None:
+    """That they share every batch (16 or 32 rows), and that each has some of the smallest ladder's 14 matrices."""
+    if workers not in (1, 2, 4, 8):
+        raise ConfigError(f"lab.workers: got {workers} processes; allowed: 1, 2, 4 or 8")
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,8 @@ def total_chat(world: World, rng: random.Random) -> Chat:
     return Chat("list", chat.question, (f"The total is {chat.result}.",), chat.result)
 
 
-# Questions whose liked answer is what the finetuned model writes anyway are drawn again (`train.stages`): of the pairs
-# that are left, about half are sums, a quarter open questions, a tenth lists.
+# Questions whose liked answer is what the finetuned model writes anyway are drawn again (`train.stages`), and most sums
+# are; so sums have the largest share here, and a far smaller one of the pairs.
 PREFERENCES: Mapping[ChatSource, float] = {
     arithmetic_chat: 0.56,
     compositional_chat: 0.10,

@@ -97,7 +97,12 @@ def launch(
         script, launcher, num_gpus or _num_devices(), [*command, "--run-dir", str(run.dir)], deepspeed
     )
     logger.info("%s", " ".join(words))
-    code = subprocess.run(words, check=False).returncode
+    with subprocess.Popen(words) as processes:
+        try:
+            code = processes.wait()
+        except BaseException:
+            processes.terminate()  # the launcher ends its ranks, and only then itself
+            raise
     if code:
         raise WorkerError(f"the {launcher} processes ended with code {code}; their messages are above")
 

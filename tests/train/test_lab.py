@@ -14,9 +14,11 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from switchgen.errors import ConfigError
-from switchgen.rundir import open_run
+from switchgen.files import StorageError, lock
+from switchgen.rundir import SHIPPED_LAB, open_run
 from train import lab
 from train.ladder import chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
+from train.launch import launch
 from train.stages import StageSteps, align, answer_sampler
 from train.world import make_world
 from train.world_tasks import FAMILIES, family_items
@@ -47,24 +49,41 @@ def test_no_bars_of_the_libraries_while_a_rung_is_made(tmp_path: Path, capfd: py
         align(tmp_path / "finetuned", world, StageSteps(1, 2, 0.02, 3e-3), lambda *_: None)
     list(tqdm([1], desc="ours"))
     shown = capfd.readouterr().err
-    assert "ours" in shown and shown.count("%|") == 1, shown
+    bars = [line for line in shown.replace("\r", "\n").split("\n") if "%|" in line]
+    assert bars and all(line.startswith("ours") for line in bars), shown
+
+
+def test_the_shipped_ladder_is_of_this_recipe() -> None:
+    """Its settings, its kind of model, and the texts that its stages read."""
+    shipped = json.loads((SHIPPED_LAB / "lab.json").read_text(encoding="utf-8"))
+    identity = json.loads(json.dumps(lab._identity(Config(seed=0, size="small"))))
+    assert {key: shipped.get(key) for key in identity} == identity
+    assert json.loads((SHIPPED_LAB / "aligned" / "config.json").read_text())["model_type"] == identity["model"]
+
+
+def test_a_ladder_is_built_once_at_a_time(tmp_path: Path) -> None:
+    with lock(tmp_path), pytest.raises(StorageError, match="another run is at work in this folder"):
+        lab.build_lab(Config(), tmp_path)
 
 
 def test_processes_that_cannot_share_a_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lab.workers: got 3; allowed: a number that divides each batch"):
+    with pytest.raises(ConfigError, match=r"lab.workers: got 3 processes; allowed: 1, 2, 4 or 8"):
         lab.main(open_run("lab", ["lab.size=tiny", "lab.seed=5", "lab.workers=3"], tmp_path))
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rows in the same order and the same step: losses agree until roundings (bfloat16) have grown."""
     losses = {}
+    launched = []
+    monkeypatch.setattr(lab, "launch", lambda *given, **more: (launched.append(more), launch(*given, **more)))
     for workers in (1, 2):
         settings = ["lab.size=tiny", "lab.seed=5", f"lab.workers={workers}"]
         folder = tmp_path / str(workers)
         lab.main(open_run("lab", settings, folder))
         assert lab.is_built(Config(), folder / "lab")
         losses[workers] = json.loads((folder / "lab" / "lab.json").read_text(encoding="utf-8"))["losses"]
+    assert launched == [{"num_gpus": 2}]
     for rung in lab.RUNGS:
         one, two = losses[1][rung], losses[2][rung]
         assert len(one) == len(two) and two[-1] == pytest.approx(one[-1], rel=0.1), rung
