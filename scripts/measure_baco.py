@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--evaluate", action="store_true", help="evaluate the exact families at the calibrated γ, too")
+    parser.add_argument("--calibrated-only", action="store_true", help="no Coverage and Dominance: no sweep is needed")
     parser.add_argument("--recipe", default="lab", help="the folders' recipe")
     parser.add_argument("--prompts", type=int, default=120, help="test prompts for the calibrated point")
     parser.add_argument("--limit", type=int, default=120, help="questions a family for --evaluate")
     arguments = parser.parse_args()
-    sweeps = [json.loads((run / "sweep" / "results.json").read_text()) for run in arguments.runs]
+    figure: JSON = {"world_seeds": len(arguments.runs)}
+    if not arguments.calibrated_only:
+        figure |= coverage_and_dominance(arguments.runs)
+    figure["calibrated"] = [calibrated(run.resolve(), arguments.recipe, arguments.prompts) for run in arguments.runs]
+    if arguments.evaluate:
+        figure["exact"] = [
+            exact_families(run, entry["policy"], arguments.recipe, arguments.limit)
+            for run, entry in zip(arguments.runs, figure["calibrated"], strict=True)
+        ]
+    print(json.dumps(figure))
+
+
+def coverage_and_dominance(runs: Sequence[Path]) -> JSON:
+    """Of the router that dev chooses, on test, and its differences to every baseline."""
+    sweeps = [json.loads((run / "sweep" / "results.json").read_text()) for run in runs]
     dev = mean_scores([sweep["splits"]["dev"] for sweep in sweeps])
     test = mean_scores([sweep["splits"]["test"] for sweep in sweeps])
     is_baco = {m["name"]: m["is_baco"] for m in sweeps[0]["splits"]["test"]["methods"]}
     router = max((name for name in dev if is_baco[name]), key=lambda name: dev[name]["coverage"][0])
     baselines = [name for name in test if not is_baco[name]]
-    figure: JSON = {"world_seeds": len(sweeps), "router": router}
+    figure: JSON = {"router": router}
     for key in ("coverage", "dominance"):
         own = test[router][key]
         print(f"\n{key} of {router} (chosen on dev) on test: {shown(estimate(own))}")
@@ -58,13 +74,7 @@ def main() -> None:
             difference = estimate(own - test[name][key])
             figure[f"{key}_minus"][name] = rounded(difference)
             print(f"  {name:16} {test[name][key][0]:.3f}   difference {shown(difference)}")
-    figure["calibrated"] = [calibrated(run.resolve(), arguments.recipe, arguments.prompts) for run in arguments.runs]
-    if arguments.evaluate:
-        figure["exact"] = [
-            exact_families(run, entry["policy"], arguments.recipe, arguments.limit)
-            for run, entry in zip(arguments.runs, figure["calibrated"], strict=True)
-        ]
-    print(json.dumps(figure))
+    return figure
 
 
 def mean_scores(splits: list[JSON]) -> dict[str, dict[str, FloatArray]]:
