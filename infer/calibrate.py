@@ -5,8 +5,9 @@ Two wishes are understood, both relative to the aligned model alone, on the same
     quality Q      the most diverse router whose quality is at least Q times the aligned model's
     diversity D    the best router whose diversity is at least D times the aligned model's
 
-A router is at least so good where the lower end of its interval is: the most diverse one of many whose mean comes up
-to the floor is one that was lucky on these prompts, and falls below it on others.
+Both figures of a router are taken at the lower ends of their intervals, as what is known of it: of many routers the one
+with the highest mean is one that was lucky on these prompts, and disappoints on others. A router that fails on whole
+prompts, or is diverse on few of them, is known less well than one that spreads the same mean evenly.
 
 Quality is the first of validity, reward and likelihood that is there (the likelihood as the geometric mean probability
 of a token, so that a share of it means something); diversity the first of the number of clusters, the Vendi score and
@@ -172,9 +173,9 @@ def _ratio_of(above_R: FloatArray, below_R: FloatArray) -> JSON:
 
 
 def choose(considered: Sequence[JSON], quality: float | None, diversity: float | None) -> JSON:
-    """The point whose interval is above the floor on one axis and that is best on the other.
+    """The point whose interval is above the floor on one axis and whose interval on the other ends highest below.
 
-    Ties go to the better one on the first.
+    Ties go to the higher ratio on the other axis, then on the first.
 
     Raises:
         ConfigError: none reaches the wish.
@@ -189,7 +190,7 @@ def choose(considered: Sequence[JSON], quality: float | None, diversity: float |
             f"calibrate: no router is known to reach {floor:g} times the aligned model's {wanted}; the nearest is "
             f"{best['policy']}, {_ratio(best[wanted])}; more sweep.prompts make intervals narrower"
         )
-    return max(meeting, key=lambda entry: (entry[other]["ratio"], entry[wanted]["ratio"]))
+    return max(meeting, key=lambda entry: (entry[other]["low"], entry[other]["ratio"], entry[wanted]["ratio"]))
 
 
 def calibration_table(document: JSON) -> str:

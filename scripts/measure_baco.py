@@ -6,10 +6,9 @@
 
 Each folder is one world seed, with a finished `sweep` (dev and test) and `calibrate`. The router is chosen on dev (the
 highest Coverage, mean over the folders), everything else is read on test; the calibrated point and the aligned model
-alone write on `--prompts` test prompts first. Differences are paired by prompt and
-bootstrapped over the prompts of each folder; means over folders weigh each the same. With `--evaluate` the exact
-families are answered under `aligned` and under the calibrated policy first (`switchgen evaluate`, into
-RUN/calibrated). One JSON line last.
+alone write on `--prompts` test prompts first. Differences are paired by prompt and bootstrapped over the prompts of
+each folder; means over folders weigh each the same. With `--evaluate` the exact families are answered under `aligned`
+and under the calibrated policy first (`switchgen evaluate`, into RUN/calibrated). One JSON line last.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def main(run: Run, *, deepspeed: str | None = None) -> dict[str, Any]:
         The ladder's folder, and each rung's seconds.
 
     Raises:
-        ConfigError: the recipe has no `lab` section, its size cannot be trained by so many processes, or deepspeed was
+        ConfigError: the recipe has no `lab` section, it cannot be trained by so many processes, or deepspeed was
             asked for.
         WorkerError: the launched processes failed.
     """

@@ -100,9 +100,9 @@ def launch(
     with subprocess.Popen(words) as processes:
         try:
             code = processes.wait()
-        except BaseException:
-            processes.terminate()  # the launcher ends its ranks, and only then itself
-            raise
+        finally:
+            if processes.poll() is None:
+                processes.terminate()  # the launcher ends its ranks, and only then itself
     if code:
         raise WorkerError(f"the {launcher} processes ended with code {code}; their messages are above")
 

@@ -27,9 +27,7 @@ class LabConfig(Section):
 
     seed: int = Field(0, ge=0, description="world seed: a new world, ladder and all stages")
     size: Literal["small", "tiny"] = Field("small", description="tiny: for tests; it learns little")
-    workers: int = Field(
-        1, ge=1, description="processes that train each rung together (torchrun); divides the batches (16, 32)"
-    )
+    workers: int = Field(1, ge=1, description="processes that train each rung together (torchrun); 1, 2, 4 or 8")
     rebuild: bool = Field(False, description="train even where a ready ladder is shipped (seed 0, small)")
 
 
