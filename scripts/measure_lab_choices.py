@@ -4,11 +4,13 @@
     python scripts/measure_lab_choices.py [a.b=c …] --ladder runs/lab/lab [--out runs/lab-choices] [--only base soft …]
     python scripts/measure_lab_choices.py rollout.queries=150 --ladder runs/lab/lab --out runs/few-labels --only base \
         racing uniform_32 argmax two_rounds
+    python scripts/measure_lab_choices.py --ladder data/lab --run-seeds 0 1 2 --against uniform_32 --only racing
 
 Every variant is the recipe with a few settings changed: labels (its own, or those of `base` where only the fit or the
 decoding differs), a switcher, and an evaluation of it on dev. Finished variants are not run again. Prints a table:
-percent right by family, their mean over the exact ones, the difference of that mean to `base` on the same questions
-(points, 95%), and the tokens that its labels cost, rollouts of all rounds together. One JSON line last.
+percent right by family, their mean over the exact ones, the difference of that mean to `base` (or another variant,
+`--against`) on the same questions (points, 95%), and the tokens that its labels cost, rollouts of all rounds together.
+One JSON line last.
 """
 
 from __future__ import annotations
@@ -170,11 +172,11 @@ def _scores(folder: Path, overrides: Sequence[str]) -> dict[str, FloatArray]:
     return {family: np.array([cell.scores for cell in cells if cell.task == family], float) for family in FAMILIES}
 
 
-def against_base(found: JSON, base: JSON, name: str, arguments: argparse.Namespace) -> JSON:
-    """Difference of the mean over the exact families to `base`, paired by question, in points with a 95% interval."""
+def difference(name: str, found: JSON, other_name: str, other_found: JSON, arguments: argparse.Namespace) -> JSON:
+    """Of the means over the exact families, paired by question, in points with a 95% interval."""
     own, other = (
         {family: _scores((arguments.out / variant).resolve(), figures["overrides"])[family] for family in EXACT}
-        for variant, figures in ((name, found), ("base", base))
+        for variant, figures in ((name, found), (other_name, other_found))
     )
     compared = paired_difference_over_tasks(own, other)
     return {key: round(100 * getattr(compared, key), 1) for key in ("difference", "low", "high")}
@@ -230,21 +232,25 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "lab-choices", help="one run folder a variant")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT",
                         help=f"default: all ({', '.join(VARIANTS)})")  # fmt: skip
+    parser.add_argument("--against", choices=VARIANTS, default="base", metavar="VARIANT",
+                        help="what the others are compared with (default: base)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings of the recipe, for all variants")
     arguments = parse_with_settings(parser)
     if "pool_of_4" in arguments.only and not (arguments.ladder / "halfway").exists():
         train_halfway(arguments.ladder, arguments.seed)
     if "pool_of_4_expert" in arguments.only and not (arguments.ladder / "expert").exists():
         train_expert(arguments.ladder, arguments.seed)
-    columns = (*FAMILIES, "mean of exact", "− base", "label tokens")
+    columns = (*FAMILIES, "mean of exact", f"− {arguments.against}", "label tokens")
     table: dict[str, JSON] = {}
     print(f"| variant | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}", flush=True)
-    for name in dict.fromkeys(("base", *arguments.only)):
-        found = run_variant(name, VARIANTS[name], arguments)
-        found["minus_base"] = difference = against_base(found, table.get("base", found), name, arguments)
-        table[name] = found
+    for name in dict.fromkeys(("base", arguments.against, *arguments.only)):
+        table[name] = found = run_variant(name, VARIANTS[name], arguments)
+        if arguments.against not in table:  # `base`, whose labels or switcher the others may use
+            continue
+        compared = difference(name, found, arguments.against, table[arguments.against], arguments)
+        found[f"minus_{arguments.against}"] = compared
         cells = [found[family] for family in (*FAMILIES, "mean")]
-        cells.append(f"{difference['difference']:+} [{difference['low']}, {difference['high']}]")
+        cells.append(f"{compared['difference']:+} [{compared['low']}, {compared['high']}]")
         print(f"| {name} | {' | '.join(str(cell) for cell in (*cells, found['label_tokens'] or ''))} |", flush=True)
     print(json.dumps(table))
     return 0
