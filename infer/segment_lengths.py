@@ -13,16 +13,14 @@ from typing import Any
 from infer.evaluation import main as evaluate
 from infer.results import MEAN
 from infer.subruns import choosing, sub_run
-from switchgen.api import is_share
+from switchgen.baselines import TURNS, family_of
 from switchgen.errors import ConfigError
 from switchgen.files import write_json
-from switchgen.policies.masked import split_name
 from switchgen.rundir import Run
 
 logger = logging.getLogger("switchgen")
 
 JSON = dict[str, Any]
-_SEGMENT_POLICIES = ("switcher", "untuned", "random")
 _LONG = 100
 """Tokens at which an adaptive segment ends at the latest."""
 
@@ -42,7 +40,10 @@ def main(
     Raises:
         ConfigError: the recipe evaluates no policy that segments matter to.
     """
-    policies = [policy for policy in choosing(run, run.recipe.evaluate.policies) if _has_segments(policy)]
+    recipe = run.recipe
+    policies = [
+        policy for policy in choosing(run, recipe.evaluate.policies) if family_of(policy, recipe.names) == TURNS
+    ]
     if not policies:
         raise ConfigError(f"{run.source}: none of evaluate.policies depends on segments; allowed: switcher, untuned, "
                           "random, segment-rand@γ")  # fmt: skip
@@ -69,11 +70,6 @@ def main(
     document = {"schema": 1, "settings": list(settings), "policies": policies, "rows": rows}
     write_json(run.dir / "segments" / "results.json", document)
     return document
-
-
-def _has_segments(policy: str) -> bool:
-    rule = split_name(policy)[0]
-    return rule in _SEGMENT_POLICIES or (is_share(rule) and rule.startswith("segment"))
 
 
 def best_settings(document: JSON) -> dict[tuple[str, str], str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from switchgen.api import is_share
-from switchgen.assembly import DISTILLED
+from switchgen.baselines import TURNS, family_of
 from switchgen.config import SweepMethod
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import RULES, is_router
@@ -40,13 +40,16 @@ class Point:
 
 def kind_of(policy: str, names: Sequence[str]) -> Kind:
     """How often a policy chooses: for every token, every segment, or once for the whole response."""
-    if policy in names or policy == DISTILLED or policy.startswith("response-rand"):
-        return "response"
-    return "token" if is_router(policy) else "segment"
+    if is_router(policy):
+        return "token"
+    return "segment" if family_of(policy, names) == TURNS else "response"
 
 
 def default_methods(names: Sequence[str]) -> list[SweepMethod]:
-    """Both models over temperatures, the baselines, all routers but the judge (one more model; slow)."""
+    """Both models over temperatures, the baselines, and all routers but the judge.
+
+    That is what needs neither training nor another model; `sweep.also` has room for the rest.
+    """
     methods = [SweepMethod(policy=name, temperatures=_TEMPERATURES) for name in dict.fromkeys((names[0], names[-1]))]
     methods += [SweepMethod(policy=policy, gammas=_SHARES) for policy in ("average", "segment-rand", "response-rand")]
     methods.append(SweepMethod(policy="nudging", gammas=_PROBABILITIES))
@@ -69,7 +72,7 @@ def points_of(run: Run) -> list[Point]:
     """
     recipe = run.recipe
     points: list[Point] = []
-    methods = recipe.sweep.methods or default_methods(recipe.names)
+    methods = [*(recipe.sweep.methods or default_methods(recipe.names)), *recipe.sweep.also]
     names = [method.name or method.policy for method in methods]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"sweep.methods: two methods are called {', '.join(repeated)}; give one another `name`")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+TURNS = "Taking turns"
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "Taking turns": ("random", "untuned", "switcher"),
+    TURNS: ("random", "untuned", "switcher"),
     "Taking turns token by token": ("baco-p@0.5", "baco-h@1", "baco-punc", "nudging@0.3"),
     "Routing": ("prompted-routing", "routing", "cascade@0.8"),
     "Several responses": ("best-of@3", "majority@3", "refine"),
@@ -15,7 +16,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Family → policies that `evaluate.baselines` adds."""
 
 _RULES = {
-    "Taking turns": ("random", "untuned", "switcher", "segment-rand"),
+    TURNS: ("random", "untuned", "switcher", "segment-rand"),
     "Taking turns token by token": ("baco", "nudging"),
     "Routing": ("prompted-routing", "routing", "cascade", "response-rand"),
     "Several responses": ("best-of", "majority", "refine"),

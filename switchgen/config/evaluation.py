@@ -138,6 +138,9 @@ class SweepConfig(Section):
     """Methods x operating points on diversity x quality planes (BACo's evaluation), for `sweep` and `calibrate`."""
 
     methods: list[SweepMethod] = Field([], description="default: both models, the baselines and all routers")
+    also: list[SweepMethod] = Field(
+        [], description="methods beside those: the trained switcher, the judge, routers with the base's predictions, …"
+    )
     tasks: list[str] | None = Field(None, description="names of the recipe's tasks to take prompts from; default: all")
     splits: list[str] = Field(["dev", "test"], min_length=1, description="choices are made on dev, figures are test's")
     prompts: int = Field(30, ge=2, description="prompts a task and split")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from infer.sweep_methods import default_methods, kind_of, points_of
 from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, lexical_metrics
 from infer.sweep_results import split_document
 from switchgen.candidates import Pool
+from switchgen.config import SweepMethod
 from switchgen.errors import ConfigError, ModelError
 from switchgen.rundir import Run, open_run
 from switchgen.trace import Query
@@ -353,3 +355,23 @@ def test_default_methods(make: Make) -> None:
     assert len({point.key for point in points}) == len(points)
     assert {method.policy for method in methods} >= {"base", "aligned", "nudging", "average", "random", "baco-p-punc"}
     assert {kind_of(point.policy, NAMES) for point in points} == {"token", "segment", "response"}
+
+
+def test_a_recipe_adds_methods(make: Make) -> None:
+    run = make("also", [])
+    added = SweepMethod(policy="switcher", temperatures=[0.7, 1.3])
+    settings = run.recipe.sweep.model_copy(update={"also": [added]})
+    more = points_of(replace(run, recipe=run.recipe.model_copy(update={"sweep": settings})))
+    assert [point.key for point in more if point not in points_of(run)] == ["switcher-t0.7", "switcher-t1.3"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "policies"),
+    [
+        ("token", ["baco-p@0.3", "nudging@0.5", "average@0.5"]),
+        ("segment", ["switcher", "random", "segment-rand@0.3"]),
+        ("response", ["base", "response-rand@0.3", "routing", "best-of@3", "soup", "distilled"]),
+    ],
+)
+def test_grains(kind: str, policies: list[str]) -> None:
+    assert {kind_of(policy, NAMES) for policy in policies} == {kind}
