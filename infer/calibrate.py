@@ -9,10 +9,11 @@ Both figures of a router are taken at the lower ends of their intervals, as what
 with the highest mean is one that was lucky on these prompts, and disappoints on others. A router that fails on whole
 prompts, or is diverse on few of them, is known less well than one that spreads the same mean evenly.
 
-Quality is the first of validity, reward and likelihood that is there (the likelihood as the geometric mean probability
-of a token, so that a share of it means something); diversity the first of the number of clusters, the Vendi score and
-expectation-adjusted distinct. The sweep's responses are used where they are there; what is missing is written. The
-choice is a policy's name, which every verb takes, and goes with the recipe's temperature.
+Quality is the first of validity, reward and likelihood that is there and of which a share means something (a reward
+only where the aligned model's is above 0, the likelihood as the geometric mean probability of a token); diversity the
+first of the number of clusters, the Vendi score, expectation-adjusted distinct and distinct-2. The sweep's responses
+are used where they are there; what is missing is written. The choice is a policy's name, which every verb takes, and
+goes with the recipe's temperature.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from infer.frontier import FloatArray, estimate, resample_counts, resampled_mean
 from infer.report_text import markdown_table
 from infer.sweep import check_points, measured_points
 from infer.sweep_methods import Point, points_of
-from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, Measures
+from infer.sweep_metrics import (
+    DIVERSITY,
+    METRICS,
+    PREFERRED_DIVERSITY,
+    PREFERRED_QUALITY,
+    QUALITY,
+    Measures,
+    has_shares,
+)
 from infer.sweep_responses import Writers, load_prompts
 from switchgen.errors import ConfigError
 from switchgen.files import lock, write_json
@@ -36,8 +45,6 @@ from switchgen.rundir import Run
 logger = logging.getLogger("switchgen")
 
 JSON = dict[str, Any]
-_QUALITY = ("validity", "reward", "likelihood")
-_DIVERSITY = ("num_clusters", "vendi_score", "adjusted_distinct")
 SPLIT = "dev"
 
 
@@ -62,8 +69,8 @@ def main(
     if (quality is None) == (diversity is None):
         raise ConfigError("calibrate: give either --quality (e.g. 0.95) or --diversity (e.g. 1.2)")
     records, ids = records_of(run, SPLIT, calibration_points(run))
-    y = _metric(records, quality_metric, _QUALITY, "--quality-metric")
-    x = _metric(records, diversity_metric, _DIVERSITY, "--diversity-metric")
+    y = chosen_metric(records, quality_metric, PREFERRED_QUALITY, "--quality-metric")
+    x = chosen_metric(records, diversity_metric, PREFERRED_DIVERSITY, "--diversity-metric")
     considered = compare(records, x, y, run.recipe.sweep.resamples)
     chosen = choose(considered, quality, diversity)
     document = {
@@ -108,17 +115,29 @@ def calibration_points(run: Run) -> list[Point]:
     return [aligned, *routers]
 
 
-def _metric(records: Sequence[JSON], given: str | None, order: Sequence[str], option: str) -> str:
-    there = [name for name in order if all(name in record["per_prompt"] for record in records)]
-    if given is None:
-        if not there:
-            raise ConfigError(f"calibrate: none of {', '.join(order)} is defined for these tasks; see sweep.*")
-        return there[0]
-    axis = QUALITY if order is _QUALITY else DIVERSITY
-    allowed = [name for name in axis if all(name in record["per_prompt"] for record in records)]
-    if given not in allowed:
-        raise ConfigError(f"{option}: {given!r} has no figures here; allowed: {', '.join(allowed)}")
-    return given
+def chosen_metric(records: Sequence[JSON], given: str | None, order: Sequence[str], option: str) -> str:
+    """The metric that the user gave, or the first of `order` that every point has and of which shares mean something.
+
+    Args:
+        records: one per point, the aligned model's first.
+        option: what the user calls it.
+
+    Raises:
+        ConfigError: there is none, or the given one has no figures.
+    """
+    there = [name for name in METRICS if all(name in record["per_prompt"] for record in records)]
+    if given is not None:
+        allowed = [name for name in (QUALITY if order is PREFERRED_QUALITY else DIVERSITY) if name in there]
+        if given not in allowed:
+            raise ConfigError(f"{option}: {given!r} has no figures here; allowed: {', '.join(allowed)}")
+        return given
+    for name in (name for name in order if name in there):
+        aligned = float(np.nanmean(np.array(records[0]["per_prompt"][name], dtype=np.float64)))
+        if has_shares(name, aligned):
+            return name
+        logger.warning("calibrate: the aligned model's %s is %.3g, and shares of it mean nothing; it is passed over",
+                       name, aligned)  # fmt: skip
+    raise ConfigError(f"calibrate: none of {', '.join(order)} is defined for these tasks and above 0; see sweep.*")
 
 
 def _values(record: JSON, metric: str) -> FloatArray:

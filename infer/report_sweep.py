@@ -7,16 +7,17 @@ is more diverse and up is better.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infer.frontier import on_frontier
+from infer.frontier import Estimate, FloatArray, estimate, on_frontier, resample_counts, resampled_means
 from infer.report_data import read_document
 from infer.report_text import markdown_table
+from infer.sweep_metrics import PREFERRED_DIVERSITY, PREFERRED_QUALITY, has_shares
 
 JSON = dict[str, Any]
 
@@ -24,9 +25,8 @@ KINDS = {"token": 0, "segment": 1, "response": 2}
 """Grains and their colour numbers in the style sheet."""
 _MAIN = (640.0, 380.0)  # size of the main plot, in its own units
 _SMALL = (220.0, 160.0)
+_RESAMPLES = 1000
 _FLOOR = 0.95  # quality that the table of operating points asks for, as a share of the aligned model's
-_DIVERSITY = ("num_clusters", "vendi_score", "adjusted_distinct", "distinct_2")
-_QUALITY = ("validity", "reward", "likelihood")
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Plot:
     dots: list[Dot]
     frontiers: list[tuple[str, str]]
     """(class of the line, path)."""
+    crosses: list[tuple[str, str]]
+    """(class of the line, path): both intervals of the points on a frontier."""
 
 
 def read_sweep(run_dir: Path) -> JSON | None:
@@ -74,8 +76,11 @@ def sweep_view(document: JSON) -> JSON | None:
         return None
     labels = {key: metric["label"] for key, metric in document["metrics"].items()}
     signs = {key: metric["sign"] for key, metric in document["metrics"].items()}
-    x, y = _first(_DIVERSITY, [plane[0] for plane in planes]), _first(_QUALITY, [plane[1] for plane in planes])
     points = results["points"]
+    aligned = _aligned(points, document)
+    quality = [name for name in PREFERRED_QUALITY if not aligned or has_shares(name, aligned["values"].get(name) or 0)]
+    x = _first(PREFERRED_DIVERSITY, [plane[0] for plane in planes])
+    y = _first(quality, [plane[1] for plane in planes])
     return {
         "split": name,
         "prompts": len(results["prompts"]),
@@ -87,7 +92,7 @@ def sweep_view(document: JSON) -> JSON | None:
         "x_label": labels[x],
         "y_label": labels[y],
         "floor": _FLOOR,
-        "operating": operating_points(points, document, x, y),
+        "operating": operating_points(points, document, x, y) if aligned else [],
         "methods": _methods(results["methods"]),
         "planes": [draw(points, a, b, labels, signs, _SMALL, by_kind=False) for a, b in planes],
         "absent": [(labels[key], reason) for key, reason in document["absent"].items()],
@@ -104,16 +109,8 @@ def operating_points(points: Sequence[JSON], document: JSON, x: str, y: str) -> 
     Likelihood, a negative figure, is compared as the probability of a token. Equal tokens: all points have the same
     limit and the same number of responses; what they wrote and cost stands in the row.
     """
-    aligned = next(
-        (
-            p
-            for p in points
-            if p["policy"] == document["candidates"][-1] and p["temperature"] == document["temperature"]
-        ),
-        None,
-    )
-    if aligned is None:
-        return []
+    aligned = _aligned(points, document)
+    assert aligned is not None
     sign = document["metrics"][x]["sign"]
     rows = [("aligned model alone", aligned)]
     for kind in KINDS:
@@ -125,15 +122,28 @@ def operating_points(points: Sequence[JSON], document: JSON, x: str, y: str) -> 
             "grain": grain,
             "policy": point["policy"],
             "temperature": point["temperature"],
-            "quality": point["values"][y],
+            "quality": interval_of(point, y),
             "share": _share(point, aligned, y),
-            "diversity": point["values"][x],
+            "diversity": interval_of(point, x),
             "tokens": point["tokens"],
             "forwards": point["forwards"],
             "milliseconds": 1000 * point["seconds"] / max(point["tokens"], 1e-9),
         }
         for grain, point in rows
     ]
+
+
+def _aligned(points: Sequence[JSON], document: JSON) -> JSON | None:
+    """The aligned model alone at the recipe's temperature, if the sweep has it."""
+    wanted = document["candidates"][-1], document["temperature"]
+    return next((point for point in points if (point["policy"], point["temperature"]) == wanted), None)
+
+
+def interval_of(point: JSON, metric: str) -> Estimate:
+    """A point's mean over its prompts, with a bootstrap interval over them."""
+    values_Q = np.array([value for value in point["per_prompt"][metric] if value is not None], dtype=np.float64)
+    means_R1 = resampled_means(values_Q[None], resample_counts(len(values_Q), _RESAMPLES))
+    return estimate(means_R1[:, 0])
 
 
 def _share(point: JSON, aligned: JSON, metric: str) -> float:
@@ -193,13 +203,42 @@ def draw(
         groups.setdefault(point["kind"] if by_kind else "all", []).append(index)
     frontiers = [(name, _staircase(scaled_P2[own], width, height)) for name, own in groups.items()]
 
+    def place(axis: int, value: float) -> float:
+        share = 0.04 + 0.92 * float(np.clip((value - low_2[axis]) / span_2[axis], -0.04, 1.04))
+        return share * width if axis == 0 else (1 - share) * height
+
+    crosses = _crosses(points, groups, at_P2, (x, y), signs, place) if by_kind else []
+
     def ticks(axis: int, sign: int) -> list[tuple[float, str]]:
         shares = (0.0, 0.5, 1.0)
         return [(0.04 + 0.92 * s, f"{sign * (low_2[axis] + s * span_2[axis]):.3g}") for s in shares]
 
-    x_ticks = [(place * width, text) for place, text in ticks(0, signs[x])]
-    y_ticks = [((1 - place) * height, text) for place, text in ticks(1, signs[y])]
-    return Plot(width, height, labels[x], labels[y], x_ticks, y_ticks, dots, frontiers)
+    x_ticks = [(share * width, text) for share, text in ticks(0, signs[x])]
+    y_ticks = [((1 - share) * height, text) for share, text in ticks(1, signs[y])]
+    return Plot(width, height, labels[x], labels[y], x_ticks, y_ticks, dots, frontiers, crosses)
+
+
+def _crosses(
+    points: Sequence[JSON],
+    groups: Mapping[str, Sequence[int]],
+    at_P2: FloatArray,
+    axes: tuple[str, str],
+    signs: Mapping[str, int],
+    place: Callable[[int, float], float],
+) -> list[tuple[str, str]]:
+    """SVG paths of the intervals of every group's points on its frontier; points in one place have one."""
+    crosses: dict[tuple[float, float], tuple[str, str]] = {}
+    for name, own in groups.items():
+        for index in np.array(own)[on_frontier(at_P2[None, own, 0], at_P2[None, own, 1])[0]]:
+            left, top = (place(axis, at_P2[index, axis]) for axis in (0, 1))
+            figures = [interval_of(points[index], metric) for metric in axes]
+            (x_1, x_2), (y_1, y_2) = (
+                [place(axis, signs[metric] * end) for end in (figure.low, figure.high)]
+                for axis, (metric, figure) in enumerate(zip(axes, figures, strict=True))
+            )
+            path = f"M{x_1:.1f} {top:.1f}H{x_2:.1f}M{left:.1f} {y_1:.1f}V{y_2:.1f}"
+            crosses.setdefault((left, top), (name, path))
+    return list(crosses.values())
 
 
 def _staircase(scaled_K2: Any, width: float, height: float) -> str:

@@ -57,6 +57,20 @@ DIVERSITY = [name for name, metric in METRICS.items() if metric.kind != "quality
 QUALITY = [name for name, metric in METRICS.items() if metric.kind == "quality"]
 
 
+PREFERRED_QUALITY = ("validity", "reward", "likelihood")
+"""Whose first one that is there, and of which shares mean something, stands for quality where one figure must do."""
+PREFERRED_DIVERSITY = ("num_clusters", "vendi_score", "adjusted_distinct", "distinct_2")
+
+
+def has_shares(metric: str, aligned: float) -> bool:
+    """Whether "95% of the aligned model's" means something; a likelihood is compared as a probability.
+
+    Args:
+        aligned: the aligned model's mean.
+    """
+    return metric == "likelihood" or aligned > 0
+
+
 class Measures:
     """What a sweep measures with: the aligned model and its vocabulary, encoder, reward model, equivalence."""
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +36,8 @@ from infer.semantic import (
     vendi_score,
 )
 from switchgen.errors import ConfigError
+
+JSON = dict[str, Any]
 
 
 def test_words() -> None:
@@ -187,6 +192,40 @@ def test_embeddings_are_the_mean_over_a_texts_own_tokens(encoder: Path) -> None:
         assert row == pytest.approx(hidden.mean(0).double().numpy(), abs=1e-6)
     assert embedder.embed([]).shape == (0, 0)
     assert np.isfinite(embedder.embed(["", "word " * 500])).all()
+
+
+def described(folder: Path, encoder: Path, pooling: JSON, **settings: int) -> Embedder:
+    """The encoder, with the files of sentence-transformers beside it."""
+    copy = shutil.copytree(encoder, folder / "described")
+    (copy / "1_Pooling").mkdir()
+    (copy / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (copy / "sentence_bert_config.json").write_text(json.dumps(settings))
+    return Embedder(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"word_embedding_dimension": 8, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        {"word_embedding_dimension": 8, "pooling_mode": "cls"},
+    ],
+)
+def test_sentence_transformers_say_how_they_pool(encoder: Path, tmp_path: Path, pooling: JSON) -> None:
+    import torch
+
+    embedder = described(tmp_path, encoder, pooling, max_seq_length=3)
+    texts = ["How old is Vudak?", "plums"]
+    model, tokenizer = embedder.load()
+    for text, row in zip(texts, embedder.embed(texts), strict=True):
+        with torch.inference_mode():
+            cut = tokenizer(text, return_tensors="pt", truncation=True, max_length=3)
+            assert row == pytest.approx(model(**cut).last_hidden_state[0, 0].double().numpy(), abs=1e-6)
+
+
+def test_another_pooling_is_an_error(encoder: Path, tmp_path: Path) -> None:
+    embedder = described(tmp_path, encoder, {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False})
+    with pytest.raises(ConfigError, match="pools by pooling_mode_max_tokens; allowed: mean or cls"):
+        embedder.embed(["a"])
 
 
 def test_a_missing_encoder_is_an_error(tmp_path: Path) -> None:

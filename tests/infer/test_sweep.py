@@ -16,14 +16,14 @@ import yaml
 from ladders import make_tokenizer
 from transformers import BertConfig, BertModel
 
-from infer.calibrate import calibration_table, choose, compare
+from infer.calibrate import calibration_table, choose, chosen_metric, compare
 from infer.calibrate import main as calibrate
 from infer.frontier import Plane, estimate, plane_scores, resample_counts
 from infer.quality import mean_log_probs
-from infer.report_sweep import sweep_table
+from infer.report_sweep import sweep_table, sweep_view
 from infer.sweep import main
 from infer.sweep_methods import default_methods, kind_of, points_of
-from infer.sweep_metrics import DIVERSITY, METRICS, QUALITY, lexical_metrics
+from infer.sweep_metrics import DIVERSITY, METRICS, PREFERRED_QUALITY, QUALITY, lexical_metrics
 from infer.sweep_results import split_document
 from switchgen.candidates import Pool
 from switchgen.config import SweepMethod
@@ -340,6 +340,29 @@ def test_what_measures_is_looked_for_before_anything_is_written(make: Make, key:
     with pytest.raises(ModelError, match=rf"sweep\.{key}: no model folder at './nowhere'"):
         main(run)
     assert not (run.dir / "sweep" / "responses").exists()
+
+
+def test_a_reward_without_shares_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    made = [
+        {"policy": name, "gamma": None, "per_prompt": {"reward": [-1.0, reward], "likelihood": [-2.0, -1.0]}}
+        for name, reward in (("aligned", 0.5), ("r", 3.0))
+    ]
+    assert chosen_metric(made, None, PREFERRED_QUALITY, "--quality-metric") == "likelihood"
+    assert "the aligned model's reward is -0.25, and shares of it mean nothing" in caplog.text
+    assert chosen_metric(made, "reward", PREFERRED_QUALITY, "--quality-metric") == "reward"
+    made[0]["per_prompt"]["reward"] = [1.0, 0.5]
+    assert chosen_metric(made, None, PREFERRED_QUALITY, "--quality-metric") == "reward"
+
+
+def test_the_report_shows_intervals(swept: tuple[Run, JSON]) -> None:
+    _, document = swept
+    view = sweep_view(json.loads(json.dumps(document)))
+    assert view is not None
+    for row in view["operating"]:
+        assert row["quality"].low <= row["quality"].value <= row["quality"].high
+        assert row["diversity"].low <= row["diversity"].value <= row["diversity"].high
+    assert {name for name, _ in view["main"].crosses} <= {"token", "segment", "response"} and view["main"].crosses
+    assert not any(plot.crosses for plot in view["planes"])
 
 
 def test_wrong_calibrations(make: Make) -> None:
