@@ -93,6 +93,7 @@ class Measured:
 def ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """What the targets are about: cases against each other in the same repeats, and the growth with the length.
 
+    Seconds a token are compared: (a) writes a response a row, the others one a query.
     `b/a` is by the clock on the wall, `b/a cpu` by processor seconds: the two differ where others used the core.
     """
     found: list[dict[str, Any]] = []
@@ -103,7 +104,10 @@ def ratios(measured: Sequence[Measured]) -> list[dict[str, Any]]:
         clocks: tuple[Literal["wall", "cpu"], ...] = ("wall", "cpu")
         for clock in clocks:
             mark = "" if clock == "wall" else " cpu"
-            seconds = {name: [getattr(run, f"{clock}_s") for run in entry.runs] for name, entry in of_cell.items()}
+            seconds = {
+                name: [getattr(run, f"{clock}_s") / run.new_tokens for run in entry.runs]
+                for name, entry in of_cell.items()
+            }
             if alone:
                 # The slower form need not have been repeated.
                 found_s = zip_longest(*(seconds[entry.case] for entry in alone), fillvalue=math.inf)

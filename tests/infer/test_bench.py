@@ -65,6 +65,15 @@ def test_ratios_are_medians_of_each_repeats_own() -> None:
     assert measured[2].record()["cpu_s"] == pytest.approx(2.4)
 
 
+def test_ratios_are_of_seconds_a_token() -> None:
+    """(a) writes four responses, (d) the twelve of the queue."""
+    cell = Cell("tiny", 4, 512, "ad", 1, queries=12)
+    alone, switching = entry("a", cell, [1.0]), entry("d", cell, [6.0])
+    alone.runs[0].new_tokens, switching.runs[0].new_tokens = 4 * 512, 12 * 512
+    (line,) = ratios([alone, switching])
+    assert line["d/a"] == line["d/a cpu"] == pytest.approx(2.0)
+
+
 def test_exponents_need_three_lengths_of_the_same_rows() -> None:
     cells = [Cell("tiny", 4, length, "d", 1) for length in (128, 256, 512)]
     measured = [entry("d", cell, [cell.new_tokens**1.5]) for cell in cells]
