@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from infer.evaluation import main
 from infer.report_data import check_results
@@ -185,6 +187,38 @@ def test_rescoring_by_another_metric(make_run: MakeRun) -> None:
     assert not any(row["task"] == "mean" for row in document["rows"])
 
 
+def test_scores_that_were_made_otherwise_are_given_anew(
+    make_run: MakeRun, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other answers, another metric: old scores used to stay, and more questions made one cell of two metrics."""
+    caplog.set_level("INFO", "switchgen")
+    task = json.loads((home / "ages.json").read_text())
+    (tmp_path / "ages.json").write_text(json.dumps(task))
+    settings = (f"tasks.0.file={tmp_path / 'ages.json'}", "evaluate.policies=[base]", "evaluate.seeds=[0]")
+    run = make_run("run", *settings)
+    main(run)
+    path = run.dir / "evaluation" / "responses" / "base--ages--0.jsonl"
+    said = [{**json.loads(line), "output": "It is 1."} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in said))
+    assert main(run, rescore=True)["rows"][0]["value"] == 0.25  # age-1
+    task["test"][2]["output"] = task["test"][3]["output"] = "1"
+    (tmp_path / "ages.json").write_text(json.dumps(task))
+    assert main(run)["rows"][0]["value"] == 0.75
+    assert "task ages: 2 responses were scored with another metric, other answers" in caplog.text
+    assert sorted(line["reference"] for line in responses(run)[path.name]) == ["0", "1", "1", "1"]
+    caplog.clear()
+    main(run)
+    assert "scored again" not in caplog.text
+    for more in ("tasks.0.strict=true", "tasks.0.metric=f1"):
+        changed = make_run("run", *settings, "evaluate.limit=6", "tasks.0.marker='Answer:'", more)
+        document = main(changed)
+        assert document["rows"][0]["n"] == 6
+        task_now = load_task(changed.task_specs("test")[0])
+        examples = {example.id: example for example in task_now.examples}
+        for line in responses(run)[path.name]:
+            assert line["score"] == task_now.score(line["output"], examples[line["id"]]).value
+
+
 def test_rescoring_what_is_not_there(make_run: MakeRun) -> None:
     with pytest.raises(DataError, match="base--ages--.*no responses"):
         main(make_run(), rescore=True)
@@ -232,7 +266,7 @@ def test_the_message_about_another_recipe_s_responses_is_a_command(make_run: Mak
     assert not list(run.dir.glob("evaluation/*/base--ages*")) and list(run.dir.glob("evaluation/*/base--facts*"))
 
 
-def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:
+def test_reward_model_scores(make_run: MakeRun, home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.reward_model is not set.*tales"):
         main(make_run("run", tasks=("tales",)))
     with pytest.raises(ModelError, match=r"evaluate\.reward_model: no model folder at .*nowhere"):
@@ -250,6 +284,14 @@ def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:
     assert {row["task"] for row in document["rows"]} == {"tales", "ages", "mean"}
     assert [row["questions"] for row in document["rows"] if row["task"] == "mean"] == [4] * 6
     assert figures(main(run, rescore=True)) == figures(document)
+    # Another reward model in the same folder.
+    shutil.copytree(home / "judge", tmp_path / "judge")
+    weights = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge")
+    torch.nn.init.zeros_(weights.score.weight)
+    weights.save_pretrained(tmp_path / "judge")
+    other = make_run("run", f"evaluate.reward_model={tmp_path / 'judge'}", "evaluate.policies=[base, random]",
+                     tasks=("tales", "ages"))  # fmt: skip
+    assert {row["value"] for row in main(other)["rows"] if row["task"] == "tales"} == {0.0}
 
 
 def test_tasks_without_scores_have_responses_and_a_note(make_run: MakeRun) -> None:
