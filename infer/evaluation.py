@@ -22,7 +22,8 @@ from infer.choosing import BY_LIKELIHOOD, check_choosing
 from infer.claims import weights_bytes
 from infer.merging import main as merge
 from infer.questions import Questions, load_questions
-from infer.responses import claim_responses, write_missing
+from infer.report_data import read_document
+from infer.responses import claim_responses, run_seeds, write_missing
 from infer.results import Cell, results_document
 from infer.scores import scored_cells
 from switchgen.assembly import check_writers
@@ -65,7 +66,7 @@ def main(run: Run, *, rescore: bool = False, workers: int | None = None) -> JSON
         if not rescore:
             write_missing(run, folder, tasks, workers=num_workers)
         cells = scored_cells(run, folder, tasks, rescore=rescore)
-        document = results_document(cells, **_comparison_settings(run), meta=_meta(run, tasks, cells))
+        document = results_document(cells, **_comparison_settings(run), meta=_meta(run, tasks, cells, rescore=rescore))
         write_json(folder / "results.json", document)
     return document
 
@@ -106,7 +107,7 @@ def _comparison_settings(run: Run) -> JSON:
     }
 
 
-def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
+def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell], *, rescore: bool) -> JSON:
     recipe = run.recipe
     facts = provenance(run)
     not_answered = _not_answered(cells)
@@ -129,11 +130,22 @@ def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
         },
         "decoding": recipe.decoding.model_dump(mode="json"),
         "not_answered": not_answered,
-        "weights_bytes": {policy: weights_bytes(run, policy) for policy in recipe.evaluate.policies},
+        "evaluated": {
+            "seeds": {policy: run_seeds(run, policy) for policy in recipe.evaluate.policies},
+            "questions": {q.name: [example.id for example in q.examples] for q in tasks},
+        },
+        "weights_bytes": _weights_bytes(run, as_recorded=rescore),
         "versions": facts["versions"],
         "python": facts["python"],
         "machine": facts["machine"],
     }  # fmt: skip
+
+
+def _weights_bytes(run: Run, *, as_recorded: bool) -> dict[str, int | None]:
+    """Bytes of weights by policy; as the results have them already where no model need be there."""
+    document = read_document(run.dir / "evaluation" / "results.json") if as_recorded else None
+    recorded = document["meta"].get("weights_bytes", {}) if document else {}
+    return {policy: recorded.get(policy) or weights_bytes(run, policy) for policy in run.recipe.evaluate.policies}
 
 
 def _not_answered(cells: Iterable[Cell]) -> dict[str, list[str]]:

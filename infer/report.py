@@ -38,9 +38,8 @@ def write_report(run_dir: Path) -> Path:
     meta = results.get("meta") or {}
     policies = list(dict.fromkeys(row["policy"] for row in results["rows"]))
     tasks = list(dict.fromkeys(row["task"] for row in results["rows"]))
-    only = {key: list(meta[key]) for key in ("policies", "tasks") if meta.get(key)}
     shown = [task for task in tasks if task != MEAN]
-    responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, only=only)
+    responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, evaluated=meta.get("evaluated"))
     return _write(run_dir, results, responses, sweep, documents)
 
 

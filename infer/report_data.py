@@ -149,14 +149,15 @@ def read_responses(
     policies: Sequence[str],
     tasks: Sequence[str],
     *,
-    only: Mapping[str, Sequence[str]] | None = None,
+    evaluated: Mapping[str, Any] | None = None,
 ) -> Responses | None:
     """Reads `evaluation/responses/*.jsonl`; None where there are none.
 
     Args:
         candidates: the pool in ladder order; other writers are appended as they are met.
         policies, tasks: the order in which they are shown; others are appended too.
-        only: {"policies": …, "tasks": …} that count; an earlier evaluation may have left others in the folder.
+        evaluated: {"seeds": {policy: seeds}, "questions": {task: ids}} that count, as the results say: evaluations of
+            more questions, or of other policies, may have left others in the folder. None: all count.
 
     Raises:
         DataError: a line that is no response record, with file and line.
@@ -169,10 +170,14 @@ def read_responses(
     policy_order, task_order = list(policies), list(tasks)
     tallies: dict[tuple[str, str], Tally] = {}
     kept: dict[tuple[str, str], _Question] = {}
+    seeds = evaluated and evaluated["seeds"]
+    ids = evaluated and {task: frozenset(own) for task, own in evaluated["questions"].items()}
     total = 0
     for response in _lines(files):
         policy, task = response["policy"], response["task"]
-        if only and (policy not in only.get("policies", [policy]) or task not in only.get("tasks", [task])):
+        if seeds is not None and response["seed"] not in seeds.get(policy, ()):
+            continue
+        if ids is not None and response["id"] not in ids.get(task, ()):
             continue
         total += 1
         if policy not in policy_order:

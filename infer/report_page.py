@@ -48,6 +48,7 @@ _ELSEWHERE = (
     "recipe",
     "notes",
     "not_answered",
+    "evaluated",
     *_FACTS,
 )  # meta data that have their own place
 _SHOWN_IDS = 12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from infer.claims import weights_bytes
 from infer.evaluation import main
+from infer.report import write_report
 from infer.report_data import check_results
 from switchgen.errors import ConfigError, DataError, ModelError
 from switchgen.rundir import Run
@@ -159,13 +162,30 @@ def test_more_questions_policies_and_seeds_go_on(make_run: MakeRun) -> None:
     assert {row["n"] for row in again["rows"]} == {2}
 
 
+def test_the_report_counts_what_the_results_count(make_run: MakeRun) -> None:
+    """After an evaluation of more questions and seeds the page used to count all that was saved."""
+    main(make_run("run", "evaluate.policies=[base, random]"))
+    run = make_run("run", "evaluate.policies=[base, random]", "evaluate.seeds=[1]", "evaluate.limit=1")
+    assert {row["n"] for row in main(run)["rows"]} == {1}
+    page = write_report(run.dir).read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(data)
+    assert [question[1] for question in shown["questions"]] == ["age-0"]
+    assert [(policy, seed) for _, policy, seed, *_ in shown["responses"]] == [(0, 1), (1, 1)]
+
+
 def test_rescoring_is_identical_and_needs_no_models(make_run: MakeRun, home: Path, tmp_path: Path) -> None:
     ladder = shutil.copytree(home / "ladder", tmp_path / "ladder")
     run = make_run(tasks=TASKS, ladder=ladder)
     document = main(run)
+    sizes = document["meta"]["weights_bytes"]
+    assert sizes["random"] == sum(path.stat().st_size for path in ladder.glob("*/*.safetensors"))
     before = {path.name: path.read_bytes() for path in (run.dir / "evaluation" / "responses").iterdir()}
     shutil.rmtree(ladder)
-    assert figures(main(run, rescore=True)) == figures(document)
+    again = main(run, rescore=True)
+    assert figures(again) == figures(document) and again["meta"]["weights_bytes"] == sizes
+    (run.dir / "evaluation" / "results.json").unlink()
+    assert set(main(run, rescore=True)["meta"]["weights_bytes"].values()) == {None}
     for path in (run.dir / "evaluation" / "responses").iterdir():
         assert path.read_bytes() == before[path.name]
         lines = [
@@ -177,6 +197,27 @@ def test_rescoring_is_identical_and_needs_no_models(make_run: MakeRun, home: Pat
     assert {path.name: path.read_bytes() for path in (run.dir / "evaluation" / "responses").iterdir()} == before
     with pytest.raises(ModelError):
         main(run)
+
+
+def test_the_size_of_weights_that_are_elsewhere(
+    make_run: MakeRun, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switcher that is gone used to end --rescore after it had rewritten the responses' files."""
+    run = make_run("run")
+    assert weights_bytes(run, "switcher") is None
+    size = sum(path.stat().st_size for path in (home / "ladder").glob("*/*.safetensors"))
+    (run.dir / "switcher").mkdir(parents=True)
+    (run.dir / "switcher" / "adapter_model.safetensors").write_bytes(b"0123456789")
+    assert weights_bytes(run, "switcher") == size + 10
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = make_run("hub", "pool.0.model=org/model", "pool.0.revision=v1")
+    assert weights_bytes(hub, "base") is None
+    place = tmp_path / "hub" / "models--org--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "v1").write_text("0" * 40)
+    shutil.copytree(home / "ladder" / "base", place / "snapshots" / ("0" * 40))
+    assert weights_bytes(hub, "base") == weights_bytes(run, "base")
+    assert weights_bytes(hub, "random") == size
 
 
 def test_rescoring_by_another_metric(make_run: MakeRun) -> None:

@@ -325,7 +325,9 @@ def test_speaker_sequences_of_rewards_stay_apart_from_those_of_shares(tmp_path: 
         ]
         write_responses(tmp_path, *lines, name=f"random--{task}--0")
     for tasks, effect in ((["math", "reward"], "+100.0"), (["reward"], "+12.00")):
-        found = read_responses(tmp_path, ["a", "b"], ["random"], tasks, only={"policies": ["random"], "tasks": tasks})
+        ids = [f"{mark}{i}" for mark in ("", "b") for i in range(4)]
+        evaluated = {"seeds": {"random": [0]}, "questions": dict.fromkeys(tasks, ids)}
+        found = read_responses(tmp_path, ["a", "b"], ["random"], tasks, evaluated=evaluated)
         (sequences,) = analyses_of(document(candidates=("a", "b")), found, {})
         rows = {line[0]: line[1:4] for line in sequences["tables"][0]["rows"]}
         assert rows["a → b"] == ["4", "50.0%", effect]
@@ -345,8 +347,10 @@ def test_wins_and_losses_pair_the_same_question_and_seed(tmp_path: Path) -> None
 
 
 def test_what_an_earlier_evaluation_left_in_the_folder_is_not_shown(tmp_path: Path) -> None:
-    write_responses(tmp_path, response("s", id="q10"), response("s", id="q2"), response("gone"), response("s", "gone"))
-    responses = read_responses(tmp_path, [], ["s"], ["t"], only={"policies": ["s"], "tasks": ["t"]})
+    left = [response("gone"), response("s", "gone"), response("s", id="q3"), response("s", id="q2", seed=1)]
+    write_responses(tmp_path, response("s", id="q10"), response("s", id="q2"), *left)
+    evaluated = {"seeds": {"s": [0]}, "questions": {"t": ["q2", "q10"]}}
+    responses = read_responses(tmp_path, [], ["s"], ["t"], evaluated=evaluated)
     assert responses is not None
     assert (responses.policies, responses.tasks, responses.num_responses) == (["s"], ["t"], 2)
     assert [question[1] for question in json.loads(responses.embedded)["questions"]] == ["q2", "q10"]
