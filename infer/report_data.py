@@ -79,7 +79,7 @@ class Responses:
     tallies: dict[tuple[str, str], Tally]  # (policy, task)
     num_responses: int
     num_shown: int
-    embedded: str  # JSON for the page's browser, safe inside a script element
+    shown: JSON  # for the page's browser (`_shown`)
 
 
 def read_results(run_dir: Path) -> JSON:
@@ -192,9 +192,8 @@ def read_responses(
             question = kept.setdefault((task, response["id"]), _Question(rank, len(kept), task, response))
             question.add(response, policy_order.index(policy), writers)
     shown = _fitting(list(kept.values()))
-    embedded = _embed(shown, list(writers), policy_order, task_order)
-    num_shown = sum(len(question.rows) for question in shown)
-    return Responses(list(writers), policy_order, task_order, tallies, total, num_shown, embedded)
+    document = _shown(shown, list(writers), policy_order, task_order)
+    return Responses(list(writers), policy_order, task_order, tallies, total, len(document["responses"]), document)
 
 
 class _Question:
@@ -279,19 +278,19 @@ def _fitting(questions: list[_Question]) -> list[_Question]:
     return sorted(shown, key=lambda q: q.order)
 
 
-def _embed(questions: Sequence[_Question], writers: list[str], policies: list[str], tasks: list[str]) -> str:
+def _shown(questions: Sequence[_Question], writers: list[str], policies: list[str], tasks: list[str]) -> JSON:
+    """Questions `[task, id, text, reference]` and responses `[question, policy, seed, score, too long, extracted,
+    finish, [[writer, text, tokens, finish, probabilities], …]]`; whatever has a list of names is its place there."""
     ordered = sorted(questions, key=lambda q: (tasks.index(q.task), _natural(q.id), q.order))
-    return safe_json(
-        {
-            "writers": writers,
-            "policies": policies,
-            "tasks": tasks,
-            "questions": [[tasks.index(q.task), q.id, q.question, q.reference] for q in ordered],
-            "responses": [
-                [number, *row] for number, q in enumerate(ordered) for row in sorted(q.rows, key=lambda r: (r[0], r[1]))
-            ],
-        }
-    )
+    return {
+        "writers": writers,
+        "policies": policies,
+        "tasks": tasks,
+        "questions": [[tasks.index(q.task), q.id, q.question, q.reference] for q in ordered],
+        "responses": [
+            [number, *row] for number, q in enumerate(ordered) for row in sorted(q.rows, key=lambda r: (r[0], r[1]))
+        ],
+    }
 
 
 def _natural(id: str) -> list[tuple[bool, int, str]]:
