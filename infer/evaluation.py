@@ -6,8 +6,9 @@
       claims/<policy>--<task>/stage.json         what those responses depend on
       results.json                               means, intervals, comparisons (`infer/results.py`)
 
-A response beyond the context counts as wrong: it has `status` `too_long`, output null and score 0. A killed run goes on
-where it was; `rescore` scores the saved responses again and generates nothing.
+A question beyond the context has a response with `status` `too_long` and output null. It counts as wrong (score 0); a
+task that a reward model or a judge scores has no score for it, and the question is left out for every policy. A killed
+run goes on where it was; `rescore` scores the saved responses again and generates nothing.
 """
 
 from __future__ import annotations
@@ -111,9 +112,10 @@ def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell], *, rescor
     recipe = run.recipe
     facts = provenance(run)
     not_answered = _not_answered(cells)
+    counted = {q.name: "counted as wrong" if q.scored_singly else "left out for every policy" for q in tasks}
     for task, ids in not_answered.items():
         shown = ", ".join(ids[:_SHOWN_IDS]) + (f" … and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else "")
-        logger.warning("task %s: %d questions beyond the context, counted as wrong: %s", task, len(ids), shown)
+        logger.warning("task %s: %d questions beyond the context, %s: %s", task, len(ids), counted[task], shown)
     return {
         "recipe": run.name,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

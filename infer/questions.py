@@ -50,7 +50,7 @@ class Questions:
         """Score of one response and what was read in it; (None, None) where more than the response is needed.
 
         Args:
-            output: None for a question beyond the context, which counts as wrong.
+            output: None for a question beyond the context, which counts as wrong where no model scores.
         """
         if not self.scored_singly:
             return None, None

@@ -19,7 +19,7 @@ def notes_of(results: Mapping[str, Any]) -> list[str]:
     metrics = {row["task"]: row.get("metric") for row in results.get("rows") or []}
     for task, ids in (meta.get("not_answered") or {}).items():
         metric = METRICS.get(str(metrics.get(task)))
-        counted = "have no score" if metric is not None and metric.score is None else "count as wrong"
+        counted = "are left out" if metric is not None and metric.score is None else "count as wrong"
         shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (f" and {len(ids) - _SHOWN_IDS} more" * (len(ids) > _SHOWN_IDS))
         notes.append(f"{task}: {len(ids)} questions are longer than the context and {counted}: {shown}")
     return notes

@@ -119,6 +119,18 @@ def test_questions_beyond_the_context_count_as_wrong(make_run: MakeRun, caplog: 
     assert "task with-long: 1 questions beyond the context, counted as wrong: long" in caplog.text
 
 
+def test_questions_beyond_the_context_have_no_reward(
+    make_run: MakeRun, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning used to say that they count as wrong."""
+    run = make_run("run", "evaluate.policies=[base]", "evaluate.seeds=[0]", "tasks.0.metric=reward_model",
+                   f"evaluate.reward_model={home / 'judge'}", tasks=("with-long",))  # fmt: skip
+    document = main(run)
+    assert [row["questions"] for row in document["rows"]] == [2, 2]
+    assert document["meta"]["notes"][0] == "with-long: 1 questions left out, a response to them has no score"
+    assert "with-long: 1 questions beyond the context, left out for every policy: long" in caplog.text
+
+
 def test_second_start_writes_nothing(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run()
     first = main(run)

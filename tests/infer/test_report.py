@@ -328,7 +328,7 @@ def test_effects_notes_and_lost_cases_in_the_twin(tmp_path: Path) -> None:
     assert '<th scope="col" class="num">effect</th>' in render_page(results, None)
     assert '<td class="num">−0.68</td>' in render_page(results, None)
     assert "- t: 1 questions are longer than the context and count as wrong: long\n" in twin
-    assert "- talk: 1 questions are longer than the context and have no score: longer\n" in twin
+    assert "- talk: 1 questions are longer than the context and are left out: longer\n" in twin
     assert "- t: `q`; right: `r`\n  - switcher (a → b): `<i>a|<i>b|`\n  - a (a → b): `<i>a|<i>b|`\n" in twin
 
 
