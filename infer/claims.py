@@ -44,20 +44,47 @@ def _writers(run: Run, policy: str) -> list[CandidateConfig]:
 
 
 def weights_bytes(run: Run, policy: str) -> int | None:
-    """Bytes of the weights that a policy needs, each model once, in its files' dtype; None for models of the hub."""
+    """Bytes of the weights that a policy needs, each model once, in its files' dtype; None where they are not here.
+
+    Models of the hub are looked up in the hub's cache; those behind servers are not here.
+    """
     recipe = run.recipe
     configs = _needed(run, policy)
-    folders = [folder for config in configs for folder in (config.model, config.adapter) if folder is not None]
+    if any(config.engine == "openai" for config in configs):
+        return None
+    models = [(config.model, config.revision) for config in configs]
+    adapters = [config.adapter for config in configs if config.adapter is not None]
     if split_name(policy)[0] in ("switcher", "untuned", *ROUTING_POLICIES):
         base = recipe.switcher.base or recipe.names[-1]
-        folders.append(next((config.model for config in recipe.pool if config.name == base), base))
+        known = {config.name: (config.model, config.revision) for config in recipe.pool}
+        models.append(known.get(base, (base, recipe.switcher.revision)))
     if split_name(policy)[0] in ("switcher", ROUTING):
-        folders.append(switcher_adapter(run))
+        adapters.append(recipe.switcher.adapter or str(run.switcher_adapter))
     if policy == JUDGE and recipe.router.judge not in (None, *recipe.names):
-        folders.append(str(recipe.router.judge))
-    if not all(Path(folder).is_dir() for folder in folders):
-        return None
-    return sum(path.stat().st_size for folder in set(folders) for path in Path(folder).glob("*.safetensors"))
+        models.append((str(recipe.router.judge), None))
+    models += [_name_and_revision(adapter) for adapter in adapters]
+    sizes = [_bytes_here(*model) for model in dict.fromkeys(models)]
+    return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def _name_and_revision(adapter: str) -> tuple[str, str | None]:
+    if Path(adapter).is_dir():
+        return adapter, None
+    name, _, revision = adapter.partition("@")
+    return name, revision or None
+
+
+def _bytes_here(model: str, revision: str | None) -> int | None:
+    """Bytes of a model's weights, in a folder or in the hub's cache; None where there are none."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+        try:
+            folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        except (OSError, ValueError):  # not in the cache; no name of the hub
+            return None
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None
 
 
 def _needed(run: Run, policy: str) -> list[CandidateConfig]:

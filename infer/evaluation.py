@@ -6,8 +6,9 @@
       claims/<policy>--<task>/stage.json         what those responses depend on
       results.json                               means, intervals, comparisons (`infer/results.py`)
 
-A response beyond the context counts as wrong: it has `status` `too_long`, output null and score 0. A killed run goes on
-where it was; `rescore` scores the saved responses again and generates nothing.
+A question beyond the context has a response with `status` `too_long` and output null. It counts as wrong (score 0); a
+task that a reward model or a judge scores has no score for it, and the question is left out for every policy. A killed
+run goes on where it was; `rescore` scores the saved responses again and generates nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from infer.choosing import BY_LIKELIHOOD, check_choosing
 from infer.claims import weights_bytes
 from infer.merging import main as merge
 from infer.questions import Questions, load_questions
-from infer.responses import claim_responses, write_missing
+from infer.report_data import read_document
+from infer.responses import claim_responses, run_seeds, write_missing
 from infer.results import Cell, results_document
 from infer.scores import scored_cells
 from switchgen.assembly import check_writers
@@ -65,7 +67,7 @@ def main(run: Run, *, rescore: bool = False, workers: int | None = None) -> JSON
         if not rescore:
             write_missing(run, folder, tasks, workers=num_workers)
         cells = scored_cells(run, folder, tasks, rescore=rescore)
-        document = results_document(cells, **_comparison_settings(run), meta=_meta(run, tasks, cells))
+        document = results_document(cells, **_comparison_settings(run), meta=_meta(run, tasks, cells, rescore=rescore))
         write_json(folder / "results.json", document)
     return document
 
@@ -106,13 +108,14 @@ def _comparison_settings(run: Run) -> JSON:
     }
 
 
-def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
+def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell], *, rescore: bool) -> JSON:
     recipe = run.recipe
     facts = provenance(run)
     not_answered = _not_answered(cells)
+    counted = {q.name: "counted as wrong" if q.scored_singly else "left out for every policy" for q in tasks}
     for task, ids in not_answered.items():
         shown = ", ".join(ids[:_SHOWN_IDS]) + (f" … and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else "")
-        logger.warning("task %s: %d questions beyond the context, counted as wrong: %s", task, len(ids), shown)
+        logger.warning("task %s: %d questions beyond the context, %s: %s", task, len(ids), counted[task], shown)
     return {
         "recipe": run.name,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -129,11 +132,22 @@ def _meta(run: Run, tasks: Sequence[Questions], cells: Iterable[Cell]) -> JSON:
         },
         "decoding": recipe.decoding.model_dump(mode="json"),
         "not_answered": not_answered,
-        "weights_bytes": {policy: weights_bytes(run, policy) for policy in recipe.evaluate.policies},
+        "evaluated": {
+            "seeds": {policy: run_seeds(run, policy) for policy in recipe.evaluate.policies},
+            "questions": {q.name: [example.id for example in q.examples] for q in tasks},
+        },
+        "weights_bytes": _weights_bytes(run, as_recorded=rescore),
         "versions": facts["versions"],
         "python": facts["python"],
         "machine": facts["machine"],
     }  # fmt: skip
+
+
+def _weights_bytes(run: Run, *, as_recorded: bool) -> dict[str, int | None]:
+    """Bytes of weights by policy; as the results have them already where no model need be there."""
+    document = read_document(run.dir / "evaluation" / "results.json") if as_recorded else None
+    recorded = document["meta"].get("weights_bytes", {}) if document else {}
+    return {policy: recorded.get(policy) or weights_bytes(run, policy) for policy in run.recipe.evaluate.policies}
 
 
 def _not_answered(cells: Iterable[Cell]) -> dict[str, list[str]]:

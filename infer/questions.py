@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from switchgen.errors import ConfigError
 from switchgen.ids import content_hash
@@ -48,7 +50,7 @@ class Questions:
         """Score of one response and what was read in it; (None, None) where more than the response is needed.
 
         Args:
-            output: None for a question beyond the context, which counts as wrong.
+            output: None for a question beyond the context, which counts as wrong where no model scores.
         """
         if not self.scored_singly:
             return None, None
@@ -56,6 +58,20 @@ class Questions:
             return 0.0, None
         score = self.task.score(output, example)
         return score.value, score.extracted
+
+    def score_stamp(self, example: Example, scorer: Any = None) -> str:
+        """Hash of all that a response's score depends on beside the response: how the task is scored, and the answers.
+
+        Args:
+            scorer: the settings of the judge or the reward model, where one scores.
+        """
+        item = json.dumps(example.item, sort_keys=True, default=str)  # hub rows hold dates and the like
+        return content_hash([self.metric, self.task.marker, self.task.strict, item, scorer])
+
+    def score_record(self, example: Example, record: dict[str, Any]) -> None:
+        """Write `score`, `extracted` and the stamp `scored_by` into a kept response; a model's score is left open."""
+        record["score"], record["extracted"] = self.score(example, record["output"])
+        record["scored_by"] = self.score_stamp(example) if self.scored_singly else None
 
 
 def load_questions(run: Run) -> list[Questions]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from infer.report_analyses import analyses_markdown, analyses_of, read_analyses
 from infer.report_data import Responses, check_results, read_responses, read_results
+from infer.report_facts import notes_of, tables_of
 from infer.report_page import render_page
+from infer.report_sections import losses_markdown, writers_markdown
 from infer.report_sweep import read_sweep, sweep_table
 from infer.report_text import line_of, markdown_table
-from infer.report_view import MEAN, Compared, Table, comparisons_of, price, table_of
+from infer.report_view import MEAN, Compared, Table, comparisons_of, price, shares_of, table_of
 from switchgen.files import write_atomic
 
 
@@ -38,9 +40,8 @@ def write_report(run_dir: Path) -> Path:
     meta = results.get("meta") or {}
     policies = list(dict.fromkeys(row["policy"] for row in results["rows"]))
     tasks = list(dict.fromkeys(row["task"] for row in results["rows"]))
-    only = {key: list(meta[key]) for key in ("policies", "tasks") if meta.get(key)}
     shown = [task for task in tasks if task != MEAN]
-    responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, only=only)
+    responses = read_responses(run_dir, meta.get("candidates") or [], policies, shown, evaluated=meta.get("evaluated"))
     return _write(run_dir, results, responses, sweep, documents)
 
 
@@ -53,7 +54,7 @@ def _write(
 ) -> Path:
     folder = run_dir / "report"
     analyses = analyses_of(results, responses, documents)
-    write_atomic(folder / "results.md", results_markdown(results, sweep, analyses))
+    write_atomic(folder / "results.md", results_markdown(results, responses, sweep, analyses))
     page = folder / "index.html"
     write_atomic(page, render_page(results, responses, sweep, analyses))
     return page
@@ -73,9 +74,12 @@ def results_table(results: dict[str, Any]) -> str:
 
 
 def results_markdown(
-    results: dict[str, Any], sweep: dict[str, Any] | None = None, analyses: Sequence[dict[str, Any]] = ()
+    results: dict[str, Any],
+    responses: Responses | None = None,
+    sweep: dict[str, Any] | None = None,
+    analyses: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The whole Markdown twin: title, table, comparisons, where the figures come from."""
+    """The whole Markdown twin: the page's tables and notes, and a few cases where switching loses."""
     meta = results.get("meta") or {}
     parts = [f"# Results: {line_of(meta.get('recipe', 'run'))}", ""]
     if results["rows"]:
@@ -85,18 +89,26 @@ def results_markdown(
             "of a question together. The mean weighs each task the same.",
             "",
         ]
+    if notes := notes_of(results):
+        parts += [*(f"- {line_of(note)}" for note in notes), ""]
+    if sweep is not None:
+        parts += ["## Diversity and quality", "", sweep_table(sweep), ""]
     compared = comparisons_of(results)
     if compared:
         parts += ["## Comparisons", "", _comparison_lines(compared), ""]
         parts += [
-            "p: paired sign-flip permutation test. Corrected: Holm, over all comparisons in this table; "
-            "clear at 0.05 or below.",
+            "Effect: Cohen's d_z. p: paired sign-flip permutation test. Corrected: Holm, over all comparisons in this "
+            "table; clear at 0.05 or below.",
             "",
         ]
-    if sweep is not None:
-        parts += ["## Diversity and quality", "", sweep_table(sweep), ""]
+    if responses is not None:
+        parts += [*writers_markdown(responses), *losses_markdown(results, responses)]
     if analyses:
         parts.append(analyses_markdown(analyses))
+    if distillation := tables_of(meta.get("distillation"), shares_of(results)):
+        parts += ["## Distillation", ""]
+        for table in distillation:
+            parts += [f"**{line_of(table['title'])}**", "", markdown_table(table["head"], table["rows"]), ""]
     return "\n".join(parts)
 
 
@@ -113,9 +125,9 @@ def _table_lines(table: Table) -> str:
 
 
 def _comparison_lines(compared: Sequence[Compared]) -> str:
-    head = ["policy", "against", "task", "difference", "p", "corrected", "verdict"]
+    head = ["policy", "against", "task", "difference", "effect", "p", "corrected", "verdict"]
     lines = [
-        [c.policy, c.against, c.task, _with_interval(c.difference, c.interval), c.p, c.corrected, c.verdict]
+        [c.policy, c.against, c.task, _with_interval(c.difference, c.interval), c.effect, c.p, c.corrected, c.verdict]
         for c in compared
     ]
     return markdown_table(head, lines)

@@ -141,7 +141,11 @@ def _safety(document: Mapping[str, Any] | None) -> JSON:
         ]
         parts = [(key, title) for key, title in parts if any(key in row for row in document["rows"])]
         rows = [[row["policy"], row["constraint"], *(_rate(row, key) for key, _ in parts)] for row in document["rows"]]
-        tables.append({"title": "", "head": ["policy", "constraint", *(title for _, title in parts)], "rows": rows})
+        head = ["policy", "constraint", *(title for _, title in parts)]
+        if any(row.get("not_answered") for row in document["rows"]):
+            head.append("beyond the context")
+            rows = [[*line, str(row["not_answered"])] for line, row in zip(rows, document["rows"], strict=True)]
+        tables.append({"title": "", "head": head, "rows": rows})
         lines = [
             [row["policy"], row["constraint"], row["writer"], f"{row['took_part']} of {row['responses']}",
              str(row["opened"]), f"{number(row['token_share'], True)}%"]
@@ -154,7 +158,8 @@ def _safety(document: Mapping[str, Any] | None) -> JSON:
     return {
         "id": "safety", "title": "Safety", "tables": tables,
         "note": f"{count} prompts of a file of prompts to refuse; percent of responses that refuse, with 95% "
-        "intervals. Constraints: the first, the last, or both segments by the aligned model; or the recipe's guard.",
+        "intervals, without prompts beyond a context. Constraints: the first, the last, or both segments by the "
+        "aligned model; or the recipe's guard.",
     }  # fmt: skip
 
 

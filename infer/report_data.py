@@ -79,7 +79,7 @@ class Responses:
     tallies: dict[tuple[str, str], Tally]  # (policy, task)
     num_responses: int
     num_shown: int
-    embedded: str  # JSON for the page's browser, safe inside a script element
+    shown: JSON  # for the page's browser (`_shown`)
 
 
 def read_results(run_dir: Path) -> JSON:
@@ -149,14 +149,15 @@ def read_responses(
     policies: Sequence[str],
     tasks: Sequence[str],
     *,
-    only: Mapping[str, Sequence[str]] | None = None,
+    evaluated: Mapping[str, Any] | None = None,
 ) -> Responses | None:
     """Reads `evaluation/responses/*.jsonl`; None where there are none.
 
     Args:
         candidates: the pool in ladder order; other writers are appended as they are met.
         policies, tasks: the order in which they are shown; others are appended too.
-        only: {"policies": …, "tasks": …} that count; an earlier evaluation may have left others in the folder.
+        evaluated: {"seeds": {policy: seeds}, "questions": {task: ids}} that count, as the results say: evaluations of
+            more questions, or of other policies, may have left others in the folder. None: all count.
 
     Raises:
         DataError: a line that is no response record, with file and line.
@@ -169,10 +170,14 @@ def read_responses(
     policy_order, task_order = list(policies), list(tasks)
     tallies: dict[tuple[str, str], Tally] = {}
     kept: dict[tuple[str, str], _Question] = {}
+    seeds = evaluated and evaluated["seeds"]
+    ids = evaluated and {task: frozenset(own) for task, own in evaluated["questions"].items()}
     total = 0
     for response in _lines(files):
         policy, task = response["policy"], response["task"]
-        if only and (policy not in only.get("policies", [policy]) or task not in only.get("tasks", [task])):
+        if seeds is not None and response["seed"] not in seeds.get(policy, ()):
+            continue
+        if ids is not None and response["id"] not in ids.get(task, ()):
             continue
         total += 1
         if policy not in policy_order:
@@ -187,9 +192,8 @@ def read_responses(
             question = kept.setdefault((task, response["id"]), _Question(rank, len(kept), task, response))
             question.add(response, policy_order.index(policy), writers)
     shown = _fitting(list(kept.values()))
-    embedded = _embed(shown, list(writers), policy_order, task_order)
-    num_shown = sum(len(question.rows) for question in shown)
-    return Responses(list(writers), policy_order, task_order, tallies, total, num_shown, embedded)
+    document = _shown(shown, list(writers), policy_order, task_order)
+    return Responses(list(writers), policy_order, task_order, tallies, total, len(document["responses"]), document)
 
 
 class _Question:
@@ -274,19 +278,19 @@ def _fitting(questions: list[_Question]) -> list[_Question]:
     return sorted(shown, key=lambda q: q.order)
 
 
-def _embed(questions: Sequence[_Question], writers: list[str], policies: list[str], tasks: list[str]) -> str:
+def _shown(questions: Sequence[_Question], writers: list[str], policies: list[str], tasks: list[str]) -> JSON:
+    """Questions `[task, id, text, reference]` and responses `[question, policy, seed, score, too long, extracted,
+    finish, [[writer, text, tokens, finish, probabilities], …]]`; whatever has a list of names is its place there."""
     ordered = sorted(questions, key=lambda q: (tasks.index(q.task), _natural(q.id), q.order))
-    return safe_json(
-        {
-            "writers": writers,
-            "policies": policies,
-            "tasks": tasks,
-            "questions": [[tasks.index(q.task), q.id, q.question, q.reference] for q in ordered],
-            "responses": [
-                [number, *row] for number, q in enumerate(ordered) for row in sorted(q.rows, key=lambda r: (r[0], r[1]))
-            ],
-        }
-    )
+    return {
+        "writers": writers,
+        "policies": policies,
+        "tasks": tasks,
+        "questions": [[tasks.index(q.task), q.id, q.question, q.reference] for q in ordered],
+        "responses": [
+            [number, *row] for number, q in enumerate(ordered) for row in sorted(q.rows, key=lambda r: (r[0], r[1]))
+        ],
+    }
 
 
 def _natural(id: str) -> list[tuple[bool, int, str]]:

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from infer.report_data import CUE_WRITER, Responses, safe_json
+from infer.report_facts import flat, notes_of, tables_of
 from infer.report_sweep import sweep_view
 from infer.report_view import (
     MEAN,
@@ -28,7 +29,6 @@ from infer.report_view import (
     focus_and_rival,
     number,
     outcomes_of,
-    p_text,
     panels_of,
     price,
     rivals_of,
@@ -48,10 +48,9 @@ _ELSEWHERE = (
     "recipe",
     "notes",
     "not_answered",
+    "evaluated",
     *_FACTS,
 )  # meta data that have their own place
-_SHOWN_IDS = 12
-_SHOWN_ITEMS = 20
 
 
 def render_page(
@@ -86,7 +85,7 @@ def render_page(
             for key in ("tokens", "seconds", "weights")
         },
         comparisons=_by_policy(results, focus),
-        notes=_notes(meta),
+        notes=notes_of(results),
         num_comparisons=len(results.get("comparisons") or []),
         writers=writers,
         panels=[
@@ -100,11 +99,11 @@ def render_page(
         surplus=surplus_of(responses, focus, candidates) if responses and focus else {},
         sweep=None if sweep is None else sweep_view(dict(sweep)),
         analyses=analyses,
-        distillation=_tables(meta.get("distillation"), shares_of(results)),
+        distillation=tables_of(meta.get("distillation"), shares_of(results)),
         responses=responses,
-        embedded=Markup(responses.embedded) if responses else None,
+        embedded=Markup(safe_json(responses.shown)) if responses else None,
         settings=Markup(safe_json({"focus": focus, "rivals": rivals, "writers": writers})),
-        details=_flat({key: value for key, value in meta.items() if key not in _ELSEWHERE}),
+        details=flat({key: value for key, value in meta.items() if key not in _ELSEWHERE}),
     )  # fmt: skip
 
 
@@ -192,23 +191,13 @@ def _by_policy(results: Mapping[str, Any], focus: str | None) -> list[tuple[str,
     return sorted(policies.items(), key=lambda item: item[0] != focus)
 
 
-def _notes(meta: Mapping[str, Any]) -> list[str]:
-    """What the figures leave out, in words."""
-    notes = [str(note) for note in meta.get("notes") or []]
-    for task, ids in (meta.get("not_answered") or {}).items():
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + (f" and {len(ids) - _SHOWN_IDS} more" * (len(ids) > _SHOWN_IDS))
-        notes.append(f"{task}: {len(ids)} questions are longer than the context and count as wrong: {shown}")
-    return notes
-
-
 def _drawn(panel: Panel, writers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stacked areas of one panel as SVG paths, a label where its band is high enough, and the numbers for a table."""
     width, height = _PANEL
-    bins, num_writers = panel.share_BW.shape
-    present = [w for w in range(num_writers) if panel.overall_W[w] > 0]
+    bins = len(panel.share_BW)
     bands = []
     floor_B = [0.0] * bins
-    for writer in present:
+    for writer in panel.present:
         top_B = [low + float(panel.share_BW[b, writer]) for b, low in enumerate(floor_B)]
         upper = " ".join(
             f"{x * width / bins:.4g},{height * (1 - top_B[b]):.4g}" for b in range(bins) for x in (b, b + 1)
@@ -223,73 +212,7 @@ def _drawn(panel: Panel, writers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
             x = min(max((b + 0.5) * width / bins, 40), width - 40)
             label = {"x": round(x, 1), "y": round(height * (1 - floor_B[b] - share / 2) + 3.5, 1)}
         bands.append({**writers[writer], "path": f"M{upper} L{lower}Z", "label": label,
-                      "share": float(panel.overall_W[writer]), "thirds": _thirds(panel, writer)})  # fmt: skip
+                      "share": float(panel.overall_W[writer]), "thirds": panel.thirds(writer)})  # fmt: skip
         floor_B = top_B
     return {"policy": panel.policy, "task": panel.task, "count": panel.num_responses, "bands": bands,
             "switches": panel.switches}  # fmt: skip
-
-
-def _thirds(panel: Panel, writer: int) -> list[float]:
-    bins = panel.share_BW.shape[0]
-    edges = [round(bins * i / 3) for i in range(4)]
-    return [float(panel.share_BW[a:b, writer].mean()) for a, b in zip(edges, edges[1:], strict=False)]
-
-
-def _tables(value: Any, shares: Mapping[str, bool]) -> list[dict[str, Any]]:
-    """A free-form part of the meta data as tables: lists of records, and what else there is as key and value.
-
-    Args:
-        shares: tasks → whether their values are shown in percent.
-    """
-    if not isinstance(value, Mapping):
-        return []
-    tables: list[dict[str, Any]] = []
-    loose: dict[str, Any] = {}
-    for key, part in value.items():
-        if isinstance(part, list) and part and all(isinstance(row, Mapping) for row in part):
-            tables.append({"title": str(key).replace("_", " "), **_records(part, shares)})
-        else:
-            loose[str(key)] = part
-    if loose:
-        tables.append({"title": "figures", "head": ["figure", "value"], "rows": [list(pair) for pair in _flat(loose)]})
-    return tables
-
-
-def _records(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, bool]) -> dict[str, Any]:
-    """Records as head and rows; `low` and `high` become the interval of the value before them."""
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("low", "high")]
-    lines = []
-    for row in rows:
-        line = []
-        for key in keys:
-            value = row.get(key)
-            signed = key == "difference"
-            if key in ("difference", "value") and isinstance(value, int | float):
-                percent = shares.get(str(row.get("task")), abs(value) <= 1)
-                text = number(value, percent, sign=signed)
-                if row.get("low") is not None and row.get("high") is not None:
-                    low, high = (number(row[end], percent, sign=signed) for end in ("low", "high"))
-                    text += f" [{low} to {high}]"
-                line.append(text)
-            else:
-                line.append(p_text(value) if key == "p" else _plain(value))
-        lines.append(line)
-    return {"head": [str(key).replace("_", " ") for key in keys], "rows": lines}
-
-
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested facts as (path, value) pairs."""
-    if isinstance(value, Mapping):
-        return [pair for key, part in value.items() for pair in _flat(part, f"{name} › {key}" if name else str(key))]
-    return [(name.replace("_", " "), _plain(value))]
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        more = f" … and {len(value) - _SHOWN_ITEMS} more" if len(value) > _SHOWN_ITEMS else ""
-        return ", ".join(_plain(item) for item in value[:_SHOWN_ITEMS]) + more
-    return str(value)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+
+_SHOWN_CHARACTERS = 240
 
 
 def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -15,5 +18,22 @@ def markdown_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def line_of(text: object) -> str:
-    """One table cell: no line break, no column border."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """A name as one line of text or one table cell: no line break, no column border, no HTML."""
+    return re.sub(r"[\\|]|<(?=[A-Za-z/!?])", r"\\\g<0>", _printable(str(text)))
+
+
+def quoted(text: str) -> str:
+    """What a model wrote, as a code span: nothing in it is markup, a mention or an address; long texts are cut."""
+    line = _printable(text)
+    if not line:
+        return "(nothing)"
+    if len(line) > _SHOWN_CHARACTERS:
+        line = line[:_SHOWN_CHARACTERS] + " …"
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if "`" in (line[0], line[-1]) else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _printable(text: str) -> str:
+    """One line without terminal codes, half surrogate pairs and marks that turn the direction of writing."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))

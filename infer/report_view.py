@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Compared:
     task: str
     difference: str
     interval: str
+    effect: str  # Cohen's d_z
     p: str
     corrected: str  # Holm over the whole table
     verdict: str  # "better", "worse", or "not clear"
@@ -89,6 +91,16 @@ class Panel:
     share_BW: FloatArray  # by relative position; rows sum to 1
     overall_W: FloatArray  # share of tokens
     switches: float  # changes of writer per response
+
+    @property
+    def present(self) -> list[int]:
+        """Who writes at all."""
+        return [int(writer) for writer in np.flatnonzero(self.overall_W)]
+
+    def thirds(self, writer: int) -> list[float]:
+        """A writer's share of the responses' first, middle and last third."""
+        edges = [round(len(self.share_BW) * i / 3) for i in range(4)]
+        return [float(self.share_BW[a:b, writer].mean()) for a, b in pairwise(edges)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +232,7 @@ def comparisons_of(results: Row) -> list[Compared]:
                 row["task"],
                 number(row["difference"], percent, sign=True),
                 _interval(row, percent, sign=True),
+                number(row.get("effect"), percent=False, sign=True),
                 p_text(row.get("p")),
                 p_text(p),
                 ("better" if row["difference"] > 0 else "worse") if clear else "not clear",

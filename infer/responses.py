@@ -121,13 +121,21 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
             raise ConfigError(f"{there}: nothing says how these responses were made; delete {responses}")
         if saved_only:
             raise DataError(f"{responses}: no responses; `switchgen evaluate` without --rescore writes them")
-    claim = {"questions": questions.content, **settings}
+    claim = {"questions": questions.content, **_way_of_answering(questions), **settings}
     if saved_only:
         claim["weights"] = json.loads(stage.read_text(encoding="utf-8"))["settings"]["weights"]
     try:
         claim_stage(place, "evaluate", claim)
     except ConfigError as error:
         raise _MadeOtherwise(str(error)) from None
+
+
+def _way_of_answering(questions: Questions) -> JSON:
+    """Labels that were chosen are no written answers, and they were chosen among these options."""
+    if questions.metric != BY_LIKELIHOOD:
+        return {}
+    options = content_hash([example.item.get("choices") for example in questions.task.examples])
+    return {"answers": f"chosen by likelihood (options {options})"}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -266,8 +274,7 @@ def _response(
     record = response_record(trace, names)
     if output is not None:
         record["output"] = output
-    value, extracted = ask.questions.score(ask.example, record["output"])
-    return {
+    kept = {
         "schema": SCHEMA,
         "id": ask.example.id,
         "task": ask.questions.name,
@@ -278,7 +285,7 @@ def _response(
         **{key: record[key] for key in ("output", "segments", "finish", "usage")},
         **({"drafts": record["drafts"]} if "drafts" in record else {}),
         "seconds": round(seconds, 4),
-        "score": value,
-        "extracted": extracted,
         "status": "too_long" if record["output"] is None else "ok",
     }
+    ask.questions.score_record(ask.example, kept)
+    return kept

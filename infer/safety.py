@@ -6,6 +6,8 @@ where the recipe has one. Lines are `{"input": "…"}`; lines with `"should_refu
 
     RUN/safety/<constraint>/evaluation/…   one evaluation a constraint, resumable as any
     RUN/safety/results.json                rates with intervals, and who wrote what slipped through
+
+Prompts beyond a policy's context are neither refused nor slipped through: its rates leave them out and count them.
 """
 
 from __future__ import annotations
@@ -77,9 +79,10 @@ def main(
         changed = sub_run(run, f"safety/{constraint}", {**updates, "tasks": tasks, "evaluate": evaluation})
         results = evaluate(changed, workers=workers)
         for policy in policies:
-            records = _records(changed, policy, examples)
-            rows.append(_row(policy, constraint, records, examples, results, quality))
-            slipped += _slipped(policy, constraint, records, examples)
+            answered, records = _answered(_records(changed, policy, examples), examples)
+            row = _row(policy, constraint, records, answered, results, quality)
+            rows.append({**row, "not_answered": len(examples) - len(answered)})
+            slipped += _slipped(policy, constraint, records, answered)
     document = {"schema": 1, "prompts": str(prompts), "num_prompts": len(examples), "rows": rows, "slipped": slipped}
     write_json(run.dir / "safety" / "results.json", document)
     return document
@@ -124,12 +127,18 @@ def _records(run: Run, policy: str, examples: Sequence[Example]) -> list[list[JS
     return records
 
 
+def _answered(records: Sequence[Sequence[JSON]], examples: Sequence[Example]) -> tuple[list[Example], list[list[JSON]]]:
+    """The prompts that are within the contexts in every run seed, and the responses to them."""
+    places = [index for index in range(len(examples)) if all(own[index]["output"] is not None for own in records)]
+    return [examples[index] for index in places], [[own[index] for index in places] for own in records]
+
+
 def _row(
     policy: str, constraint: str, records: Sequence[Sequence[JSON]], examples: Sequence[Example],
     results: Mapping[str, Any], quality: bool,
 ) -> JSON:  # fmt: skip
     refused_SQ = np.array([[record["extracted"] == REFUSED for record in own] for own in records], dtype=float)
-    wanted_Q = np.array([expected_refusal(example.item) for example in examples])
+    wanted_Q = np.array([expected_refusal(example.item) for example in examples], dtype=bool)
     row: JSON = {"policy": policy, "constraint": constraint, **_rate("refused", refused_SQ[:, wanted_Q])}
     if not wanted_Q.all():
         row |= _rate("refused_too_much", refused_SQ[:, ~wanted_Q])
@@ -141,6 +150,8 @@ def _row(
 
 
 def _rate(name: str, values_SQ: Any) -> JSON:
+    if not values_SQ.size:
+        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_n": 0}
     interval = bootstrap_mean(values_SQ)
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_n": interval.n}
 
@@ -152,7 +163,7 @@ def _slipped(
     wanted = [expected_refusal(example.item) for example in examples]
     through = [
         record for own in records for record, should in zip(own, wanted, strict=True)
-        if should and record["extracted"] != REFUSED and record["output"] is not None
+        if should and record["extracted"] != REFUSED
     ]  # fmt: skip
     tokens: Counter[str] = Counter()
     opened: Counter[str] = Counter()

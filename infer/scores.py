@@ -1,10 +1,16 @@
-"""Scores of saved responses: read, filled in where a model gives them, or all given anew."""
+"""Scores of saved responses: read, filled in where a model gives them, given anew where they were made otherwise.
+
+What a score was made with (metric, marker, strictness, answers, judge or reward model) is kept beside it as a stamp. A
+score with another stamp is given anew from the response; nothing is generated for that.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import statistics
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +25,10 @@ from switchgen.files import Shard, json_line, write_atomic
 from switchgen.rundir import Run
 from switchgen.scoring import METRICS, RewardModelScorer
 from switchgen.scoring.judge import JudgeScorer
+from switchgen.tasks import Example
+from switchgen.weights import weights_hash
+
+logger = logging.getLogger("switchgen")
 
 JSON = dict[str, Any]
 
@@ -27,15 +37,14 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
     """Every policy, task and run seed with its scores; scores that are new are kept in the responses' files.
 
     Args:
-        rescore: score all saved responses anew, not only those without a score.
+        rescore: score all saved responses anew, not only those without a score or with one that was made otherwise.
 
     Raises:
         DataError: a response is not there.
     """
-    reward: RewardModelScorer | None = None
-    if run.recipe.evaluate.reward_model is not None:
-        reward = RewardModelScorer(run.recipe.evaluate.reward_model, too_long="nan")
-    judge = None if run.recipe.evaluate.judge is None else JudgeScorer(run.recipe.evaluate.judge)
+    scorers = _Scorers(run)
+    stamps = {questions.name: scorers.stamps(questions) for questions in tasks}
+    outdated: Counter[str] = Counter()
     cells = []
     for policy in run.recipe.evaluate.policies:
         own = []
@@ -43,11 +52,43 @@ def scored_cells(run: Run, folder: Path, tasks: Sequence[Questions], *, rescore:
             for seed in run_seeds(run, policy):
                 path = responses_path(folder, policy, questions.name, seed)
                 records = saved_responses(path, questions)
-                if _score(questions, records, reward, judge, again=rescore):
+                wanted = stamps[questions.name]
+                outdated[questions.name] += sum(_is_outdated(record, wanted) for record in records.values())
+                if _score(questions, records, wanted, scorers, again=rescore):
                     write_atomic(path, "".join(json_line(record).decode() for record in records.values()))
                 own.append((_cell(policy, questions, seed, records), records.values()))
         cells += _timed(own)
+    for task, count in outdated.items():
+        if count:
+            logger.info("task %s: %d responses were scored with another metric, other answers or another scorer; they "
+                        "are scored again", task, count)  # fmt: skip
     return cells
+
+
+class _Scorers:
+    """The models that score, of the recipe's evaluation."""
+
+    def __init__(self, run: Run) -> None:
+        settings = run.recipe.evaluate
+        self.reward: RewardModelScorer | None = None
+        if settings.reward_model is not None:
+            self.reward = RewardModelScorer(settings.reward_model, too_long="nan")
+        self.judge = None if settings.judge is None else JudgeScorer(settings.judge)
+
+    def stamps(self, questions: Questions) -> dict[str, str]:
+        """What the scores of a task's responses are made with, by question id (`Questions.score_stamp`)."""
+        scorer: Any = None
+        if questions.metric == "reward_model" and self.reward is not None:
+            scorer = weights_hash(self.reward.name)
+        if questions.metric == "judge" and self.judge is not None:
+            # How it is reached is no matter.
+            scorer = self.judge.config.model_dump(mode="json", exclude={"key_env", "parallel", "timeout", "retries"})
+        return {example.id: questions.score_stamp(example, scorer) for example in questions.task.examples}
+
+
+def _is_outdated(record: Mapping[str, Any], stamps: Mapping[str, str]) -> bool:
+    """Whether a response has a score that was made otherwise."""
+    return record["score"] is not None and record["id"] in stamps and record.get("scored_by") != stamps[record["id"]]
 
 
 def _timed(own: Sequence[tuple[Cell, Collection[JSON]]]) -> list[Cell]:
@@ -92,33 +133,50 @@ def saved_responses(path: Path, questions: Questions) -> dict[str, JSON]:
 def _score(
     questions: Questions,
     records: Mapping[str, JSON],
-    reward: RewardModelScorer | None,
-    judge: JudgeScorer | None,
+    stamps: Mapping[str, str],
+    scorers: _Scorers,
     *,
     again: bool,
 ) -> bool:
     """Score records in place; whether anything changed."""
     examples = {example.id: example for example in questions.task.examples}
-    stale = [record for record in records.values() if record["id"] in examples and (again or record["score"] is None)]
-    before = [(record["score"], record["extracted"]) for record in stale]
+    stale = [
+        record for record in records.values()
+        if record["id"] in examples and (again or record["score"] is None or _is_outdated(record, stamps))
+    ]  # fmt: skip
+    before = [dict(record) for record in stale]
     for record in stale:
-        record["score"], record["extracted"] = questions.score(examples[record["id"]], record["output"])
-    answered = [record for record in stale if record["output"] is not None]
-    if questions.metric == "reward_model" and answered:
-        assert reward is not None, "checked before anything was written"
-        messages = [examples[record["id"]].messages for record in answered]
-        values = reward.score_batch(messages, [record["output"] for record in answered])
-        for record, value in zip(answered, values, strict=True):
-            # NaN: beyond the reward model's own context.
-            record["score"] = None if math.isnan(value) else value
-    if questions.metric == "judge" and answered:
-        assert judge is not None, "checked before anything was written"
-        own = [examples[record["id"]] for record in answered]
-        outputs = [record["output"] for record in answered]
-        ratings = judge.score_batch([one.messages for one in own], outputs, [reference_text(one) for one in own])
-        for record, rating in zip(answered, ratings, strict=True):
-            record["score"] = rating
-    return before != [(record["score"], record["extracted"]) for record in stale]
+        example = examples[record["id"]]
+        questions.score_record(example, record)
+        record["reference"] = reference_text(example)
+    _score_by_model(questions, [record for record in stale if record["output"] is not None], examples, scorers)
+    for record in stale:
+        record["scored_by"] = stamps[record["id"]]
+    return before != stale
+
+
+def _score_by_model(
+    questions: Questions, records: Sequence[JSON], examples: Mapping[str, Example], scorers: _Scorers
+) -> None:
+    """The scores of a reward model's or a judge's task, in place; None where the model gives none."""
+    if not records:
+        return
+    own = [examples[record["id"]] for record in records]
+    outputs = [record["output"] for record in records]
+    values: Sequence[float | None]
+    if questions.metric == "reward_model":
+        assert scorers.reward is not None, "checked before anything was written"
+        rewards = scorers.reward.score_batch([example.messages for example in own], outputs)
+        # NaN: beyond the reward model's own context.
+        values = [None if math.isnan(reward) else reward for reward in rewards]
+    elif questions.metric == "judge":
+        assert scorers.judge is not None, "checked before anything was written"
+        references = [reference_text(example) for example in own]
+        values = scorers.judge.score_batch([example.messages for example in own], outputs, references)
+    else:
+        return
+    for record, value in zip(records, values, strict=True):
+        record["score"] = value
 
 
 def _cell(policy: str, questions: Questions, seed: int, records: Mapping[str, JSON]) -> Cell:

@@ -27,6 +27,7 @@ from infer.sweep_responses import (
     claim_points,
     load_prompts,
     read_responses,
+    score_again,
     write_missing,
 )
 from infer.sweep_results import point_record, split_document
@@ -102,6 +103,7 @@ def measured_points(
     """
     claim_points(run, split, points, prompts)
     write_missing(run, split, points, prompts, writers)
+    score_again(run, split, points, prompts)
     for name, reason in measures.absent.items():
         logger.info("sweep: no %s: %s", METRICS[name].label, reason)
     responses = {point: read_responses(run, split, point, prompts) for point in points}

@@ -25,6 +25,7 @@ from switchgen.ids import content_hash
 from switchgen.rundir import Run
 from switchgen.scoring import RewardModelScorer
 from switchgen.vocabulary import Vocabulary
+from switchgen.weights import candidate_weights, weights_hash
 
 
 @dataclass(frozen=True)
@@ -138,18 +139,22 @@ class Measures:
             self._tokens[text] = self.vocabulary.encode_text(text)
         return self._tokens[text]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """What figures depend on beside the responses."""
-        keys = ("embedding_model", "embedding_threshold", "reward_model", "equivalence")
-        return content_hash([{key: getattr(self.settings, key) for key in keys}, self.absent])
+        """What figures depend on beside the responses and their scores; models count by their weights."""
+        settings = self.settings
+        models = [m and weights_hash(m) for m in (settings.embedding_model, settings.reward_model)]
+        aligned = candidate_weights(self.run.recipe.pool[-1])
+        equivalence = [settings.equivalence, settings.embedding_threshold, self.by_answer]
+        return content_hash([aligned, models, equivalence, self.absent])
 
 
 def point_metrics(measures: Measures, split: str, point: Point, prompts: Sequence[Prompt]) -> dict[str, JSON]:
     """Every metric of one operating point by prompt: {prompt id: {metric: figure or None}}; kept on disk."""
     run = measures.run
     responses = read_responses(run, split, point, prompts)
-    stamp = content_hash([measures.fingerprint, [[r["output"] for r in records] for records in responses.values()]])
+    told = [[[r[key] for key in ("output", "score", "extracted")] for r in own] for own in responses.values()]
+    stamp = content_hash([measures.fingerprint, told])
     path = run.dir / "sweep" / "metrics" / split / f"{point.key}.jsonl"
     kept = _kept(path, stamp)
     if kept is None:

@@ -21,7 +21,7 @@ from switchgen.api import response_seed
 from switchgen.assembly import DISTILLED, Writer, load_writers, set_threads
 from switchgen.candidates import Pool
 from switchgen.errors import ConfigError
-from switchgen.files import Shard
+from switchgen.files import Shard, json_line, write_atomic
 from switchgen.progress import progress
 from switchgen.records import SCHEMA, usage_of
 from switchgen.rows import Row
@@ -179,9 +179,7 @@ def _write(
 
 
 def _record(point: Point, prompt: Prompt, sample: int, trace: Trace, names: Sequence[str], seconds: float) -> JSON:
-    output = None if trace.finish == "too_long" else trace.text
-    score, extracted = prompt.questions.score(prompt.example, output)
-    return {
+    record = {
         "schema": SCHEMA,
         "id": _id(prompt, sample),
         "prompt": prompt.id,
@@ -189,14 +187,34 @@ def _record(point: Point, prompt: Prompt, sample: int, trace: Trace, names: Sequ
         "policy": point.policy,
         "temperature": point.temperature,
         "question": prompt.example.query,
-        "output": output,
+        "output": None if trace.finish == "too_long" else trace.text,
         "finish": trace.finish,
         "usage": usage_of(trace, names),
         "switches": sum(a.writer != b.writer for a, b in pairwise(trace.segments)),
         "seconds": round(seconds, 5),
-        "score": score,
-        "extracted": extracted,
     }
+    prompt.questions.score_record(prompt.example, record)
+    return record
+
+
+def score_again(run: Run, split: str, points: Sequence[Point], prompts: Sequence[Prompt]) -> None:
+    """Give saved responses new scores where another metric, marker or other answers made those that they have."""
+    by_id = {prompt.id: prompt for prompt in prompts if prompt.questions.scored_singly}
+    stamps = {id: prompt.questions.score_stamp(prompt.example) for id, prompt in by_id.items()}
+    count = 0
+    for point in points:
+        path = responses_file(run, split, point)
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        outdated = [r for r in records if r["prompt"] in stamps and r.get("scored_by") != stamps[r["prompt"]]]
+        for record in outdated:
+            prompt = by_id[record["prompt"]]
+            prompt.questions.score_record(prompt.example, record)
+        if outdated:
+            write_atomic(path, "".join(json_line(record).decode() for record in records))
+        count += len(outdated)
+    if count:
+        logger.info("sweep %s: %d responses were scored with another metric or other answers; they are scored again",
+                    split, count)  # fmt: skip
 
 
 def read_responses(run: Run, split: str, point: Point, prompts: Sequence[Prompt]) -> dict[str, list[JSON]]:

@@ -63,6 +63,22 @@ def evaluated(make_run: MakeRun, name: str) -> Run:
     return run
 
 
+def test_chosen_labels_are_no_written_answers(make_run: MakeRun, home: Path, tmp_path: Path) -> None:
+    """The prompt is the same, so the labels used to be scored as if they had been written, and the other way round."""
+    task = json.loads((home / "letters.json").read_text())
+    (tmp_path / "letters.json").write_text(json.dumps(task))
+    settings = (f"tasks.0.file={tmp_path / 'letters.json'}", f"tasks.0.prompt={json.dumps(PROMPT)}",
+                "evaluate.policies=[base]", "evaluate.seeds=[0]", "evaluate.limit=2")  # fmt: skip
+    chosen = (*settings, "tasks.0.metric=choice_likelihood")
+    evaluate(make_run("run", *chosen, tasks=("letters",)))
+    for rescore in (False, True):
+        with pytest.raises(ConfigError, match="answers: was 'chosen by likelihood .*, is not set"):
+            evaluate(make_run("run", *settings, tasks=("letters",)), rescore=rescore)
+    evaluate(make_run("written", *settings, tasks=("letters",)))
+    with pytest.raises(ConfigError, match="answers: was not set, is 'chosen by likelihood"):
+        evaluate(make_run("written", *chosen, tasks=("letters",)))
+
+
 def test_policies_without_a_likelihood_are_refused(make_run: MakeRun) -> None:
     run = make_run("run", "tasks.0.metric=choice_likelihood", "evaluate.policies=[refine]", tasks=("letters",))
     with pytest.raises(ConfigError, match="which policy 'refine' has not; use metric multiple_choice"):
@@ -89,4 +105,8 @@ def test_a_judge_scores_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch)
     assert "1 questions left out" in str(results["meta"]["notes"])
     evaluate(run)
     assert len(asked) == 5  # only the one without a rating is asked for again
+    evaluate(make_run("run", "tasks.0.metric=judge", "evaluate.policies=[base]", "evaluate.seeds=[0]",
+                      "evaluate.judge={url: 'http://y', model: m, prompt: '{query} {response}', timeout: 7}",
+                      tasks=("tales",)))  # fmt: skip
+    assert len(asked) == 9  # another judge
     assert Path(run.dir / "evaluation" / "results.json").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
+from infer.claims import weights_bytes
 from infer.evaluation import main
+from infer.report import write_report
 from infer.report_data import check_results
 from switchgen.errors import ConfigError, DataError, ModelError
 from switchgen.rundir import Run
@@ -114,6 +119,18 @@ def test_questions_beyond_the_context_count_as_wrong(make_run: MakeRun, caplog: 
     assert "task with-long: 1 questions beyond the context, counted as wrong: long" in caplog.text
 
 
+def test_questions_beyond_the_context_have_no_reward(
+    make_run: MakeRun, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning used to say that they count as wrong."""
+    run = make_run("run", "evaluate.policies=[base]", "evaluate.seeds=[0]", "tasks.0.metric=reward_model",
+                   f"evaluate.reward_model={home / 'judge'}", tasks=("with-long",))  # fmt: skip
+    document = main(run)
+    assert [row["questions"] for row in document["rows"]] == [2, 2]
+    assert document["meta"]["notes"][0] == "with-long: 1 questions left out, a response to them has no score"
+    assert "with-long: 1 questions beyond the context, left out for every policy: long" in caplog.text
+
+
 def test_second_start_writes_nothing(make_run: MakeRun, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run()
     first = main(run)
@@ -157,13 +174,30 @@ def test_more_questions_policies_and_seeds_go_on(make_run: MakeRun) -> None:
     assert {row["n"] for row in again["rows"]} == {2}
 
 
+def test_the_report_counts_what_the_results_count(make_run: MakeRun) -> None:
+    """After an evaluation of more questions and seeds the page used to count all that was saved."""
+    main(make_run("run", "evaluate.policies=[base, random]"))
+    run = make_run("run", "evaluate.policies=[base, random]", "evaluate.seeds=[1]", "evaluate.limit=1")
+    assert {row["n"] for row in main(run)["rows"]} == {1}
+    page = write_report(run.dir).read_text(encoding="utf-8")
+    (data,) = re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)
+    shown = json.loads(data)
+    assert [question[1] for question in shown["questions"]] == ["age-0"]
+    assert [(policy, seed) for _, policy, seed, *_ in shown["responses"]] == [(0, 1), (1, 1)]
+
+
 def test_rescoring_is_identical_and_needs_no_models(make_run: MakeRun, home: Path, tmp_path: Path) -> None:
     ladder = shutil.copytree(home / "ladder", tmp_path / "ladder")
     run = make_run(tasks=TASKS, ladder=ladder)
     document = main(run)
+    sizes = document["meta"]["weights_bytes"]
+    assert sizes["random"] == sum(path.stat().st_size for path in ladder.glob("*/*.safetensors"))
     before = {path.name: path.read_bytes() for path in (run.dir / "evaluation" / "responses").iterdir()}
     shutil.rmtree(ladder)
-    assert figures(main(run, rescore=True)) == figures(document)
+    again = main(run, rescore=True)
+    assert figures(again) == figures(document) and again["meta"]["weights_bytes"] == sizes
+    (run.dir / "evaluation" / "results.json").unlink()
+    assert set(main(run, rescore=True)["meta"]["weights_bytes"].values()) == {None}
     for path in (run.dir / "evaluation" / "responses").iterdir():
         assert path.read_bytes() == before[path.name]
         lines = [
@@ -177,12 +211,65 @@ def test_rescoring_is_identical_and_needs_no_models(make_run: MakeRun, home: Pat
         main(run)
 
 
+def test_the_size_of_weights_that_are_elsewhere(
+    make_run: MakeRun, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switcher that is gone used to end --rescore after it had rewritten the responses' files."""
+    run = make_run("run")
+    assert weights_bytes(run, "switcher") is None
+    size = sum(path.stat().st_size for path in (home / "ladder").glob("*/*.safetensors"))
+    (run.dir / "switcher").mkdir(parents=True)
+    (run.dir / "switcher" / "adapter_model.safetensors").write_bytes(b"0123456789")
+    assert weights_bytes(run, "switcher") == size + 10
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = make_run("hub", "pool.0.model=org/model", "pool.0.revision=v1")
+    assert weights_bytes(hub, "base") is None
+    place = tmp_path / "hub" / "models--org--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "v1").write_text("0" * 40)
+    shutil.copytree(home / "ladder" / "base", place / "snapshots" / ("0" * 40))
+    assert weights_bytes(hub, "base") == weights_bytes(run, "base")
+    assert weights_bytes(hub, "random") == size
+
+
 def test_rescoring_by_another_metric(make_run: MakeRun) -> None:
     main(make_run("run", "evaluate.policies=[base]"))
     changed = make_run("run", "evaluate.policies=[base]", "tasks.0.metric=f1")
     document = main(changed, rescore=True)
     assert document["rows"][0]["metric"] == "f1"
     assert not any(row["task"] == "mean" for row in document["rows"])
+
+
+def test_scores_that_were_made_otherwise_are_given_anew(
+    make_run: MakeRun, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other answers, another metric: old scores used to stay, and more questions made one cell of two metrics."""
+    caplog.set_level("INFO", "switchgen")
+    task = json.loads((home / "ages.json").read_text())
+    (tmp_path / "ages.json").write_text(json.dumps(task))
+    settings = (f"tasks.0.file={tmp_path / 'ages.json'}", "evaluate.policies=[base]", "evaluate.seeds=[0]")
+    run = make_run("run", *settings)
+    main(run)
+    path = run.dir / "evaluation" / "responses" / "base--ages--0.jsonl"
+    said = [{**json.loads(line), "output": "It is 1."} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in said))
+    assert main(run, rescore=True)["rows"][0]["value"] == 0.25  # age-1
+    task["test"][2]["output"] = task["test"][3]["output"] = "1"
+    (tmp_path / "ages.json").write_text(json.dumps(task))
+    assert main(run)["rows"][0]["value"] == 0.75
+    assert "task ages: 2 responses were scored with another metric, other answers" in caplog.text
+    assert sorted(line["reference"] for line in responses(run)[path.name]) == ["0", "1", "1", "1"]
+    caplog.clear()
+    main(run)
+    assert "scored again" not in caplog.text
+    for more in ("tasks.0.strict=true", "tasks.0.metric=f1"):
+        changed = make_run("run", *settings, "evaluate.limit=6", "tasks.0.marker='Answer:'", more)
+        document = main(changed)
+        assert document["rows"][0]["n"] == 6
+        task_now = load_task(changed.task_specs("test")[0])
+        examples = {example.id: example for example in task_now.examples}
+        for line in responses(run)[path.name]:
+            assert line["score"] == task_now.score(line["output"], examples[line["id"]]).value
 
 
 def test_rescoring_what_is_not_there(make_run: MakeRun) -> None:
@@ -232,7 +319,7 @@ def test_the_message_about_another_recipe_s_responses_is_a_command(make_run: Mak
     assert not list(run.dir.glob("evaluation/*/base--ages*")) and list(run.dir.glob("evaluation/*/base--facts*"))
 
 
-def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:
+def test_reward_model_scores(make_run: MakeRun, home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluate\.reward_model is not set.*tales"):
         main(make_run("run", tasks=("tales",)))
     with pytest.raises(ModelError, match=r"evaluate\.reward_model: no model folder at .*nowhere"):
@@ -250,6 +337,14 @@ def test_reward_model_scores(make_run: MakeRun, home: Path) -> None:
     assert {row["task"] for row in document["rows"]} == {"tales", "ages", "mean"}
     assert [row["questions"] for row in document["rows"] if row["task"] == "mean"] == [4] * 6
     assert figures(main(run, rescore=True)) == figures(document)
+    # Another reward model in the same folder.
+    shutil.copytree(home / "judge", tmp_path / "judge")
+    weights = AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge")
+    torch.nn.init.zeros_(weights.score.weight)
+    weights.save_pretrained(tmp_path / "judge")
+    other = make_run("run", f"evaluate.reward_model={tmp_path / 'judge'}", "evaluate.policies=[base, random]",
+                     tasks=("tales", "ages"))  # fmt: skip
+    assert {row["value"] for row in main(other)["rows"] if row["task"] == "tales"} == {0.0}
 
 
 def test_tasks_without_scores_have_responses_and_a_note(make_run: MakeRun) -> None:

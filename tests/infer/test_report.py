@@ -20,6 +20,7 @@ from infer.report_analyses import analyses_of, read_analyses
 from infer.report_data import Tally, read_responses, safe_json
 from infer.report_page import render_page
 from infer.report_sweep import read_sweep
+from infer.report_text import line_of, quoted
 from infer.report_view import (
     Outcomes,
     comparisons_of,
@@ -198,12 +199,11 @@ def test_a_page_that_is_full_shows_whole_questions_and_still_counts_everything(
     part = read_responses(run_dir, [], [], [])
     assert whole is not None and part is not None
     assert 0 < part.num_shown < part.num_responses == whole.num_shown
-    assert len(part.embedded.encode()) < 45_000
+    assert len(safe_json(part.shown).encode()) < 45_000
     assert {key: tally.num_responses for key, tally in part.tallies.items()} == {
         key: tally.num_responses for key, tally in whole.tallies.items()
     }
-    embedded = json.loads(part.embedded)
-    per_question = np.bincount([r[0] for r in embedded["responses"]])
+    per_question = np.bincount([r[0] for r in part.shown["responses"]])
     assert set(per_question) == {14}  # 7 policies × 2 seeds: a question is shown under all of them or not at all
 
 
@@ -273,6 +273,65 @@ def test_the_markdown_twin_is_a_table_that_lines_up_whatever_the_names_hold() ->
     assert results_markdown(results).startswith("# Results: run\n")
 
 
+def test_the_markdown_twin_says_what_the_page_says(run_dir: Path, page: str) -> None:
+    """All sections but the drawings, and of the responses a few; what models wrote is text in it, too."""
+    twin = (run_dir / "report" / "results.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^###? (.*)$", twin, re.MULTILINE)
+    alone = "Solved by switcher and by no single candidate"
+    assert titles == ["Comparisons", "Who writes where", "Where it loses", alone,
+                      "Cases", "Speaker sequences", "Distillation"]  # fmt: skip
+    assert set(titles) - {"Cases"} <= set(re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page))
+    (band,) = re.findall(r"^\| switcher +\| [\d.]+ +\| pretrained \| (.*) \|$", twin, re.MULTILINE)
+    (table,) = re.findall(r'aria-label="Shares under switcher".*?</table>', page, re.DOTALL)
+    assert re.findall(r"[\d.]+%", band) == re.findall(r"[\d.]+%", table)[:4]
+    for row_ in re.findall(r"<tr><th scope=\"row\">(\w+)</th><td>\w+</td>((?:<td class=\"num\">\d+</td>){4})", page):
+        counts = " *\\| ".join(re.findall(r"\d+", row_[1]))
+        assert re.search(rf"\| {row_[0]} .*\| {counts} ", twin)
+    assert len(re.findall(r"^- ", twin, re.MULTILINE)) > 4 and "<" in twin
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", twin)
+    assert not re.search(r"(?<!\\)<[A-Za-z/!?]", outside)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b>@you | x\n\n# y", "`<b>@you | x # y`"),
+        ("`a` and ``b", "``` `a` and ``b ```"),
+        ("\x1b[31m\u202eno \ud800", "`\ufffd[31m\ufffdno \ufffd`"),
+        (" \n", "(nothing)"),
+        ("x" * 300, "`" + "x" * 240 + " …`"),
+    ],
+)
+def test_what_models_wrote_is_no_markup(text: str, shown: str) -> None:
+    assert quoted(text) == shown
+    assert line_of("a\\|b <i> < .0001") == "a\\\\\\|b \\<i> < .0001"
+
+
+def test_effects_notes_and_lost_cases_in_the_twin(tmp_path: Path) -> None:
+    compared = {
+        "policy": "switcher",
+        "against": "a",
+        "task": "t",
+        "difference": -0.5,
+        "low": -0.9,
+        "high": -0.1,
+        "p": 0.5,
+    }
+    results = document(row("a", "t", 0.9), row("switcher", "t", 0.4), row("a", "talk", 2.0, metric="judge"),
+                       candidates=("a", "b"), comparisons=[compared | {"effect": -0.678}])  # fmt: skip
+    results["meta"] |= {"not_answered": {"t": ["long"], "talk": ["longer"]}}
+    for policy, score in (("switcher", 0.0), ("a", 1.0)):
+        segments = [{"writer": w, "text": f"<i>{w}|", "num_tokens": 1, "finish": "eos", "scores": None} for w in "ab"]
+        write_responses(tmp_path, response(policy, score=score, segments=segments), name=f"{policy}--t--0")
+    twin = results_markdown(results, read_responses(tmp_path, ["a", "b"], ["a", "switcher"], ["t"]))
+    assert re.search(r"\| −50.0 \[−90.0, −10.0\] +\| −0.68 +\| .50", twin)
+    assert '<th scope="col" class="num">effect</th>' in render_page(results, None)
+    assert '<td class="num">−0.68</td>' in render_page(results, None)
+    assert "- t: 1 questions are longer than the context and count as wrong: long\n" in twin
+    assert "- talk: 1 questions are longer than the context and are left out: longer\n" in twin
+    assert "- t: `q`; right: `r`\n  - switcher (a → b): `<i>a|<i>b|`\n  - a (a → b): `<i>a|<i>b|`\n" in twin
+
+
 def test_comparisons_are_corrected_over_the_whole_table() -> None:
     base = {"policy": "s", "against": "a", "low": 0.01, "high": 0.2}
     results = document(comparisons=[
@@ -325,7 +384,9 @@ def test_speaker_sequences_of_rewards_stay_apart_from_those_of_shares(tmp_path: 
         ]
         write_responses(tmp_path, *lines, name=f"random--{task}--0")
     for tasks, effect in ((["math", "reward"], "+100.0"), (["reward"], "+12.00")):
-        found = read_responses(tmp_path, ["a", "b"], ["random"], tasks, only={"policies": ["random"], "tasks": tasks})
+        ids = [f"{mark}{i}" for mark in ("", "b") for i in range(4)]
+        evaluated = {"seeds": {"random": [0]}, "questions": dict.fromkeys(tasks, ids)}
+        found = read_responses(tmp_path, ["a", "b"], ["random"], tasks, evaluated=evaluated)
         (sequences,) = analyses_of(document(candidates=("a", "b")), found, {})
         rows = {line[0]: line[1:4] for line in sequences["tables"][0]["rows"]}
         assert rows["a → b"] == ["4", "50.0%", effect]
@@ -345,11 +406,13 @@ def test_wins_and_losses_pair_the_same_question_and_seed(tmp_path: Path) -> None
 
 
 def test_what_an_earlier_evaluation_left_in_the_folder_is_not_shown(tmp_path: Path) -> None:
-    write_responses(tmp_path, response("s", id="q10"), response("s", id="q2"), response("gone"), response("s", "gone"))
-    responses = read_responses(tmp_path, [], ["s"], ["t"], only={"policies": ["s"], "tasks": ["t"]})
+    left = [response("gone"), response("s", "gone"), response("s", id="q3"), response("s", id="q2", seed=1)]
+    write_responses(tmp_path, response("s", id="q10"), response("s", id="q2"), *left)
+    evaluated = {"seeds": {"s": [0]}, "questions": {"t": ["q2", "q10"]}}
+    responses = read_responses(tmp_path, [], ["s"], ["t"], evaluated=evaluated)
     assert responses is not None
     assert (responses.policies, responses.tasks, responses.num_responses) == (["s"], ["t"], 2)
-    assert [question[1] for question in json.loads(responses.embedded)["questions"]] == ["q2", "q10"]
+    assert [question[1] for question in responses.shown["questions"]] == ["q2", "q10"]
 
 
 def test_the_page_says_what_the_figures_leave_out(tmp_path: Path) -> None:

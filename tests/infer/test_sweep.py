@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from infer.quality import mean_log_probs
 from infer.report_sweep import sweep_table, sweep_view
 from infer.sweep import main
 from infer.sweep_methods import default_methods, kind_of, points_of
-from infer.sweep_metrics import DIVERSITY, METRICS, PREFERRED_QUALITY, QUALITY, lexical_metrics
+from infer.sweep_metrics import DIVERSITY, METRICS, PREFERRED_QUALITY, QUALITY, Measures, lexical_metrics
+from infer.sweep_responses import Writers, load_prompts
 from infer.sweep_results import split_document
 from switchgen.candidates import Pool
 from switchgen.config import SweepMethod
@@ -175,6 +177,34 @@ def test_a_killed_sweep_goes_on(swept: tuple[Run, JSON], make: Make, caplog: pyt
     assert caplog.text.count("are written already") == 2
     with pytest.raises(ConfigError, match="made by another recipe"):
         main(make("run", seed=1))
+
+
+def test_what_is_measured_otherwise_is_measured_anew(make: Make, home: Path, tmp_path: Path) -> None:
+    """Other accepted answers, another aligned model: figures used to stay as they were."""
+    run = make("run", [{"policy": "base"}], splits=["dev"])
+    main(run)
+    path = run.dir / "sweep" / "responses" / "dev" / "base-t0.7.jsonl"
+    said = [
+        {**json.loads(line), "output": f"Answer: {5 + i % 3}"} for i, line in enumerate(path.read_text().splitlines())
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in said))
+    task = json.loads((tmp_path / "open.json").read_text())
+    for rows in (task["dev"], task["test"]):
+        for row in rows:
+            row["answers"] = ["5"]
+    (tmp_path / "open.json").write_text(json.dumps(task))
+    (point,) = main(run)["splits"]["dev"]["points"]
+    assert point["values"]["validity"] == pytest.approx(1 / 3)
+    assert {record["extracted"] for record in records(run, "dev", "base-t0.7")} == {"5", "6", "7"}
+
+    prompts = load_prompts(run, "dev")
+    before = Measures(run, prompts, Writers(run, [])).fingerprint
+    shutil.copytree(home / "ladder" / "aligned", tmp_path / "other")
+    (tmp_path / "other" / "added.json").write_text("{}")
+    aligned = run.recipe.pool[-1].model_copy(update={"model": str(tmp_path / "other")})
+    changed = run.recipe.model_copy(update={"pool": [*run.recipe.pool[:-1], aligned]})
+    other = replace(run, recipe=changed)
+    assert Measures(other, prompts, Writers(other, [])).fingerprint != before
 
 
 def test_every_metric_with_encoder_reward_model_and_own_equivalence(make: Make, home: Path, tmp_path: Path) -> None:
