@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from switchgen.errors import ConfigError, DataError
@@ -84,13 +85,17 @@ def score_number(response: str, item: Item, marker: str | None, strict: bool) ->
     wanted = parse_number(gold(item))
     if wanted is None:
         raise DataError(f"metric 'number': the gold answer {gold(item)!r} is no number")
-    answer = find_answer(response, marker=marker, strict=strict)
-    if answer.text is None:
-        return _NOTHING
-    got = parse_number(answer.text if strict or not answer.marked else first_sentence(answer.text))
-    if got is None and not answer.marked:
-        got = last_number(answer.text)
+    got = read_number(find_answer(response, marker=marker, strict=strict), strict=strict)
     return _NOTHING if got is None else _verdict(got == wanted, str(got))
+
+
+def read_number(answer: Answer, *, strict: bool) -> Fraction | None:
+    """The number that a marked answer states; unmarked, the response's last one."""
+    if answer.text is None:
+        return None
+    if not answer.marked:
+        return last_number(answer.text)
+    return parse_number(answer.text if strict else first_sentence(answer.text))
 
 
 def score_string(response: str, item: Item, marker: str | None, strict: bool) -> Score:
