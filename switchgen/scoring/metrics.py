@@ -166,6 +166,13 @@ def score_multiple_choice(response: str, item: Item, marker: str | None, strict:
     return _NOTHING if label is None else _verdict(label == wanted, label)
 
 
+def score_chosen(response: str, item: Item, marker: str | None, strict: bool) -> Score:
+    """As `score_multiple_choice`; a response that is a label was chosen by likelihood, and needs no marker."""
+    if response in (item.get("choices") or ()):
+        marker, strict = None, False
+    return score_multiple_choice(response, item, marker, strict)
+
+
 def score_math(response: str, item: Item, marker: str | None, strict: bool) -> Score:
     """Mathematical equivalence with the gold expression."""
     wanted = gold(item)
@@ -223,7 +230,7 @@ _ENTRIES = (
     Metric("string", "exact string, normalised", score_string),
     Metric("f1", "token F1 (SQuAD), best of the accepted answers", score_f1, exact=False),
     Metric("multiple_choice", "label of the right option", score_multiple_choice),
-    Metric("choice_likelihood", "the likeliest option (nothing is written)", score_multiple_choice),
+    Metric("choice_likelihood", "the likeliest option (nothing is written)", score_chosen),
     Metric("math", "mathematical equivalence (math-verify)", score_math),
     Metric("list", "ordered list of items", score_list),
     Metric("one_of", "any one of several accepted answers", score_one_of, exact=False),
