@@ -22,6 +22,7 @@ from switchgen.assembly import Writer, fingerprint, is_own_model, load_writers
 from switchgen.errors import ConfigError, DataError
 from switchgen.files import Shard
 from switchgen.ids import content_hash
+from switchgen.policies.responses import reads_answers
 from switchgen.progress import progress
 from switchgen.records import SCHEMA, response_record
 from switchgen.rows import Row
@@ -122,6 +123,8 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
         if saved_only:
             raise DataError(f"{responses}: no responses; `switchgen evaluate` without --rescore writes them")
     claim = {"questions": questions.content, **settings}
+    if reads_answers(policy):
+        claim["answers"] = [questions.metric, questions.task.marker, questions.task.strict]
     if saved_only:
         claim["weights"] = json.loads(stage.read_text(encoding="utf-8"))["settings"]["weights"]
     try:
@@ -205,7 +208,7 @@ def _write_share(share: Share[dict[str, list[_Ask]]], report: Report) -> Spent:
 
 
 def _query(ask: _Ask, index: int) -> Query:
-    return Query(ask.example.id, ask.example.messages, {"ask": index})
+    return Query(ask.example.id, ask.example.messages, {"ask": index}, ask.questions.task.form(ask.example))
 
 
 def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:

@@ -119,8 +119,10 @@ def training_questions(run: Run) -> list[Question]:
                 "task %s has %d questions in split %s; distill.queries asks for %d of them",
                 task.name, len(drawn), task.split, wanted,
             )  # fmt: skip
-        questions += [Question(task, example, Query(f"{task.name}/{example.id}", example.messages))
-                      for example in drawn[:wanted]]  # fmt: skip
+        questions += [
+            Question(task, example, Query(f"{task.name}/{example.id}", example.messages, form=task.form(example)))
+            for example in drawn[:wanted]
+        ]
     refuse_evaluation_questions(run, questions)
     return questions
 

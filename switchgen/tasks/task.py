@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchgen.scoring import Score, score
+from switchgen.scoring.choice import options_in
+from switchgen.scoring.voting import AnswerForm
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Task:
     """Of the file's bytes; of the rows as JSON for a hub data set."""
     unanswered: tuple[str, ...] = ()
     """Ids of rows that were left out because their answer is null."""
+
+    def form(self, example: Example) -> AnswerForm:
+        """How answers to an example stand in responses."""
+        choices = options_in(example.query) if self.metric == "string" else example.item.get("choices")
+        return AnswerForm(self.marker, self.strict, choices, self.metric)
 
     def score(self, response: str, example: Example) -> Score:
         """Score one response by this task's metric, marker and strictness."""
