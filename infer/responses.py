@@ -124,7 +124,8 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
             raise DataError(f"{responses}: no responses; `switchgen evaluate` without --rescore writes them")
     claim = {"questions": questions.content, **settings}
     if reads_answers(policy):
-        claim["answers"] = [questions.metric, questions.task.marker, questions.task.strict]
+        task = questions.task
+        claim["answers"] = [task.metric, task.marker, task.strict, task.confidence]
     if saved_only:
         claim["weights"] = json.loads(stage.read_text(encoding="utf-8"))["settings"]["weights"]
     try:

@@ -153,7 +153,10 @@ def dependencies(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
         "seed": run.recipe.distill.seed,
         "split": run.recipe.distill.split,
         **fingerprint(run, policy),
-        "tasks": {name: [task.sha256, task.metric, task.marker, task.strict] for name, task in tasks.items()},
+        "tasks": {
+            name: [task.sha256, task.metric, task.marker, task.strict, *(["confidence"] if task.confidence else [])]
+            for name, task in tasks.items()
+        },
         "reward_model": run.recipe.rollout.reward_model,
         "weights": {candidate.name: candidate_weights(candidate) for candidate in run.recipe.pool},
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 from switchgen.errors import ConfigError, DataError
 from switchgen.scoring.choice import extract_choice, options_in
+from switchgen.scoring.confidence import split_confidence
 from switchgen.scoring.extraction import Answer, find_answer, first_sentence
 from switchgen.scoring.mathematics import equivalent, extract_expression
 from switchgen.scoring.number import last_number, parse_number
@@ -263,19 +264,28 @@ def metric_named(name: str) -> Metric:
     raise ConfigError(f"unknown metric {name!r}{hint} (there are: {', '.join(METRICS)})")
 
 
-def score(metric: str, response: str, item: Item, *, marker: str | None = None, strict: bool = False) -> Score:
+def score(
+    metric: str,
+    response: str,
+    item: Item,
+    *,
+    marker: str | None = None,
+    strict: bool = False,
+    confidence: bool = False,
+) -> Score:
     """Score one response to `item`.
 
     marker: what announces the answer in this task, for example `Answer:`; strict: without it the answer is wrong, and
-    it ends with its line. Raises ConfigError for an unknown metric or one that is not scored response by response,
-    DataError where the item lacks what the metric needs.
+    it ends with its line; confidence: the response states one, which is no part of the answer. Raises ConfigError for
+    an unknown metric or one that is not scored response by response, DataError where the item lacks what the metric
+    needs.
     """
     entry = metric_named(metric)
     if entry.score is None:
         raise ConfigError(f"metric {metric!r} does not score single responses: use {entry.instead}")
     if strict and not marker:
         raise ConfigError(f"metric {metric!r}: strict scoring needs a marker, got strict=True with marker={marker!r}")
-    return entry.score(response, item, marker, strict)
+    return entry.score(split_confidence(response)[0] if confidence else response, item, marker, strict)
 
 
 def score_many(

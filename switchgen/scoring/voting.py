@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from switchgen.scoring.choice import extract_choice
+from switchgen.scoring.confidence import split_confidence
 from switchgen.scoring.extraction import Answer, find_answer, first_sentence
 from switchgen.scoring.mathematics import extract_expression
 from switchgen.scoring.metrics import read_number
@@ -24,6 +25,8 @@ class AnswerForm:
     """Without the marker nothing is answered."""
     choices: Mapping[str, str] | None = None
     """Label → text of a multiple choice."""
+    confidence: bool = False
+    """Responses state their confidence, which is no part of the answer."""
     metric: str | None = None
     """By what answers are scored; None: unknown, and a number in an answer is taken for the answer."""
 
@@ -35,6 +38,8 @@ def answer_key(response: str, form: AnswerForm | None = None) -> str | None:
     normalised.
     """
     form = form or AnswerForm()
+    if form.confidence:
+        response = split_confidence(response)[0]
     if form.choices:
         return extract_choice(response, form.choices, marker=form.marker, strict=form.strict)
     if form.metric == "math":

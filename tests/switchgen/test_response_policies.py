@@ -149,7 +149,7 @@ def test_votes_are_read_as_the_task_scores_them(ladder: Ladder) -> None:
     assert halves == {"1/2"} and answer_key("Answer: 2 \\sin b", AnswerForm(metric="math")) != "2"
     task = Task("t", "multiple_choice", (), "The total:")
     example = Example("1", ({"role": "user", "content": "Where?"},), {"choices": choices, "answer": "B"})
-    assert task.form(example) == AnswerForm("The total:", False, choices, "multiple_choice")
+    assert task.form(example) == AnswerForm("The total:", choices=choices, metric="multiple_choice")
     row = Row(ladder.pool, replace(QUESTIONS[0], form=task.form(example)), 1)
     policy = make_policy("majority@3", ladder.pool)
     policy.respond([row], Scripted(ladder, ["Rome", "The total: B", "The total: B. Paris"]))  # type: ignore[union-attr]
