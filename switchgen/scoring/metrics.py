@@ -78,6 +78,11 @@ def gold(item: Item) -> str:
 
 
 _NOTHING = Score(0.0, None, False)
+_LEAD = re.compile(
+    r"(?:(?:it\s+is|it's|that\s+is|that's)\s+)?(?P<word>[a-z]+)\b"
+    r"(?P<set_off>[\"'*_)]*\s*(?:$|[.,;:!\n–—]|-\s|(?:because|since|as)\b))?"
+    r"(?!\s+(?:or|and)\b|(?<=\bno)\s+(?:doubt|one|matter|idea|wonder|need|problem|longer|question|way)\b)"
+)
 _CLOSED_SETS = ({"yes", "no"}, {"true", "false"}, {"valid", "invalid"})
 
 
@@ -216,14 +221,16 @@ def _last_line(answer: Answer) -> str:
 
 
 def _word_of(answer: Answer, words: set[str]) -> str | None:
-    """The word of a closed set (`yes`, `no`) that the answer begins with; unmarked also the one that its last line ends
-    with, not negated. Whole words only: `know` is no `no`."""
-    text = normalise(answer.text or "")
-    lead = re.match(r"(?:it\s+is\s+|it's\s+)?([a-z]+)\b", text)
-    if lead and lead[1] in words:
-        return lead[1]
-    end = re.search(r"(?<!not )\b([a-z]+)$", normalise(_last_line(answer)))
-    return end[1] if end and end[1] in words else None
+    """The word of a closed set (`yes`, `no`) that the answer begins with, unmarked also the one that its last line ends
+    with, not negated: the first where it is set off (`No, …`), else the last. Whole words only: `know` is no `no`,
+    and neither are `no doubt` and the question `True or False?`."""
+    text = (answer.text or "").casefold().strip().lstrip("(\"'*_ ")
+    lead = _LEAD.match(text)
+    first = lead["word"] if lead and lead["word"] in words else None
+    if answer.marked or (first and lead and lead["set_off"] is not None):
+        return first
+    end = re.search(r"(?<!not )(?<!or )\b([a-z]+)$", normalise(_last_line(answer)))
+    return end[1] if end and end[1] in words else first
 
 
 _ENTRIES = (
