@@ -36,6 +36,7 @@ def analyses_of(results: Mapping[str, Any], responses: Responses | None, documen
     sections = [
         _sequences(responses, candidates),
         _helpfulness(results),
+        _confidence(results),
         _segments(documents.get("segments")),
         _safety(documents.get("safety")),
     ]
@@ -104,6 +105,22 @@ def _helpfulness(results: Mapping[str, Any]) -> JSON:
         "note": "The policy's mean over exact tasks minus its mean when the candidate may not write (the switcher "
         "reads the pool as it is and its other probabilities are scaled to 1), beside what the candidate is worth "
         "alone.",
+    }
+
+
+def _confidence(results: Mapping[str, Any]) -> JSON:
+    rows = [
+        [row["policy"], row["task"], *(_rate(row, key) for key in ("stated", "ece", "brier"))]
+        for row in results.get("confidence") or []
+    ]
+    head = ["policy", "task", "responses that state it", "calibration error", "Brier score"]
+    return {
+        "id": "confidence",
+        "title": "Stated confidence",
+        "tables": [{"title": "", "head": head, "rows": rows}] if rows else [],
+        "note": "How sure responses say to be, against their being right; responses that state nothing are left out. "
+        "Calibration error: expected, over ten bins of equal width; it is above zero by chance alone where responses "
+        "are few. Brier score: mean squared distance. All in percent, 0 is best, with 95% intervals.",
     }
 
 

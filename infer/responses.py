@@ -22,6 +22,7 @@ from switchgen.assembly import Writer, fingerprint, is_own_model, load_writers
 from switchgen.errors import ConfigError, DataError
 from switchgen.files import Shard
 from switchgen.ids import content_hash
+from switchgen.policies.responses import reads_answers
 from switchgen.progress import progress
 from switchgen.records import SCHEMA, response_record
 from switchgen.rows import Row
@@ -121,7 +122,7 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
             raise ConfigError(f"{there}: nothing says how these responses were made; delete {responses}")
         if saved_only:
             raise DataError(f"{responses}: no responses; `switchgen evaluate` without --rescore writes them")
-    claim = {"questions": questions.content, **_way_of_answering(questions), **settings}
+    claim = {"questions": questions.content, **_way_of_answering(policy, questions), **settings}
     if saved_only:
         claim["weights"] = json.loads(stage.read_text(encoding="utf-8"))["settings"]["weights"]
     try:
@@ -130,12 +131,19 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
         raise _MadeOtherwise(str(error)) from None
 
 
-def _way_of_answering(questions: Questions) -> JSON:
-    """Labels that were chosen are no written answers, and they were chosen among these options."""
-    if questions.metric != BY_LIKELIHOOD:
-        return {}
-    options = content_hash([example.item.get("choices") for example in questions.task.examples])
-    return {"answers": f"chosen by likelihood (options {options})"}
+def _way_of_answering(policy: str, questions: Questions) -> JSON:
+    """Of what scores are made by, the part that responses depend on, too.
+
+    Labels that were chosen are no written answers, and they were chosen among these options; a majority was found by how
+    answers are read.
+    """
+    task = questions.task
+    if questions.metric == BY_LIKELIHOOD:
+        options = content_hash([example.item.get("choices") for example in task.examples])
+        return {"answers": f"chosen by likelihood (options {options})"}
+    if reads_answers(policy):
+        return {"answers": [task.metric, task.marker, task.strict, task.confidence]}
+    return {}
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
@@ -213,7 +221,7 @@ def _write_share(share: Share[dict[str, list[_Ask]]], report: Report) -> Spent:
 
 
 def _query(ask: _Ask, index: int) -> Query:
-    return Query(ask.example.id, ask.example.messages, {"ask": index})
+    return Query(ask.example.id, ask.example.messages, {"ask": index}, ask.questions.task.form(ask.example))
 
 
 def _write(share: Share[Any], policy: str, writer: Writer, asks: Sequence[_Ask], report: Report) -> None:

@@ -5,16 +5,18 @@ mean over the exact tasks, each weighing the same. `tokens` and `seconds` are to
 policy's whole time is shared out by tokens, as its rows are written together).
 Comparisons pair the questions: each policy with the best single candidate of the task (chosen on these same questions,
 which flatters the candidate), the switcher with random and untuned switching, the student with its base.
+`confidence` has, per policy and task that asks for it, how far stated confidence agrees with being right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from infer.confidence import calibration
 from infer.stats import (
     FloatArray,
     Interval,
@@ -45,6 +47,8 @@ class Cell:
     not_answered: tuple[str, ...] = ()
     """Ids of questions beyond the context."""
     seconds: float = 0.0
+    confidences: tuple[float | None, ...] | None = None
+    """Stated by the responses, one per question, None where one states none; None: the task asks for none."""
 
 
 class _Scores:
@@ -127,7 +131,14 @@ def results_document(
         comparison["p_holm"] = corrected
     distillation = _distillation(scores, policies, student_base, collaboration)
     meta = {**meta, "notes": notes, **({"distillation": distillation} if distillation else {})}
-    return {"schema": 1, "rows": rows, "comparisons": comparisons, "meta": meta}
+    confidence = confidence_rows(cells)
+    return {
+        "schema": 1,
+        "rows": rows,
+        "comparisons": comparisons,
+        **({"confidence": confidence} if confidence else {}),
+        "meta": meta,
+    }
 
 
 def _rows(scores: _Scores, policy: str) -> list[JSON]:
@@ -158,6 +169,31 @@ def _row(policy: str, task: str, seed: int | None, interval: Interval, cells: Se
         "seconds": round(sum(cell.seconds for cell in cells), 3),
         "not_answered": sum(len(cell.not_answered) for cell in cells),
     }
+
+
+def confidence_rows(cells: Sequence[Cell]) -> list[JSON]:
+    """Per policy and task whose responses state their confidence: share that do, expected calibration error, Brier
+    score, each with its interval; the errors are null where none does."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.confidences is not None:
+            groups.setdefault((cell.policy, cell.task), []).append(cell)
+    rows = []
+    for (policy, task), own in groups.items():
+        stated_SQ = np.array([cell.confidences for cell in own], dtype=np.float64)
+        right_SQ = np.array([[score == 1.0 for score in cell.scores] for cell in own])
+        parts = {"stated": bootstrap_mean(~np.isnan(stated_SQ)), **calibration(stated_SQ, right_SQ)}
+        rows.append({"policy": policy, "task": task, "n": stated_SQ.size, **_flat(parts)})
+    return rows
+
+
+def _flat(parts: Mapping[str, Interval | None]) -> JSON:
+    """`{"ece", "ece_low", "ece_high", …}`."""
+    flat: JSON = {}
+    for key, part in parts.items():
+        value, low, high = (None, None, None) if part is None else (part.value, part.low, part.high)
+        flat.update({key: value, f"{key}_low": low, f"{key}_high": high})
+    return flat
 
 
 def _comparisons(

@@ -24,6 +24,7 @@ from switchgen.errors import DataError
 from switchgen.files import Shard, json_line, write_atomic
 from switchgen.rundir import Run
 from switchgen.scoring import METRICS, RewardModelScorer
+from switchgen.scoring.confidence import split_confidence
 from switchgen.scoring.judge import JudgeScorer
 from switchgen.tasks import Example
 from switchgen.weights import weights_hash
@@ -189,5 +190,11 @@ def _cell(policy: str, questions: Questions, seed: int, records: Mapping[str, JS
         seed=seed,
         scores=tuple(record["score"] for record in used),
         tokens=sum(record["usage"]["new_tokens"] for record in used),
+        confidences=_confidences(used) if questions.task.confidence else None,
         not_answered=tuple(record["id"] for record in used if record["status"] == "too_long"),
     )
+
+
+def _confidences(records: Sequence[JSON]) -> tuple[float | None, ...]:
+    """What each response states."""
+    return tuple(split_confidence(record["output"] or "")[1] for record in records)

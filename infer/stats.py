@@ -12,7 +12,7 @@ pairs, Fisher 1935 (for 0/1 scores of one seed it is the exact McNemar test); st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,41 @@ def mean_over_tasks(
     means = [values.mean(axis=0) for values in tasks]
     low, high = _percentiles(means, num_resamples, level, seed, (0.0, 1.0) if is_fraction else None)
     return Interval(_mean_of_means(means), low, high, sum(m.size for m in means))
+
+
+def bootstrap_statistic(
+    statistic: Callable[[FloatArray], FloatArray],
+    num_questions: int,
+    *,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A statistic in [0, 1] that is no mean over questions, with its bootstrap interval.
+
+    Args:
+        statistic: weights_RQ, how often each question was drawn → values_R; not a number where it is not defined.
+        num_questions: Q, at least one; the statistic of all of them is defined.
+        num_resamples, level, seed: as in `bootstrap_mean`.
+
+    Percentiles are widened, and a statistic without spread bounded, as in `bootstrap_mean`. The interval always holds
+    the value: resamples of a statistic that counts absolute gaps lie above it.
+    """
+    value = float(statistic(np.ones((1, num_questions)))[0])
+    rng = np.random.default_rng(seed)
+    even_Q = np.full(num_questions, 1 / num_questions)
+    rows = max(1, _CHUNK_ELEMENTS // num_questions)
+    sizes = [min(rows, num_resamples - start) for start in range(0, num_resamples, rows)]
+    blocks = [statistic(rng.multinomial(num_questions, even_Q, size=size).astype(np.float64)) for size in sizes]
+    values_R = np.concatenate(blocks)
+    values_R = values_R[np.isfinite(values_R)]
+    if np.ptp(values_R) <= _TIE:
+        low, high = _bounds_without_spread([np.full(num_questions, value)], level, (0.0, 1.0))
+    else:
+        freedom = num_questions - 1
+        tail = special.ndtr(special.stdtrit(freedom, (1 - level) / 2) * np.sqrt(num_questions / freedom))
+        low, high = np.quantile(values_R, [tail, 1 - tail])
+    return Interval(value, min(float(low), value), max(float(high), value), num_questions)
 
 
 def paired_difference(

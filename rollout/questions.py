@@ -50,6 +50,7 @@ class Question:
     query: Query
     """Its id is `<task>/<the example's id>`: unique over all tasks."""
     example: Example
+    confidence: bool = False
 
     @property
     def item(self) -> Mapping[str, Any]:
@@ -154,7 +155,7 @@ def pick_questions(tasks: Sequence[Task], num_questions: int, seed: int) -> list
             [
                 Question(
                     task.name, task.metric, task.marker, task.strict,
-                    Query(f"{task.name}/{example.id}", example.messages), example,
+                    Query(f"{task.name}/{example.id}", example.messages), example, task.confidence,
                 )
                 for example in drawn
             ]

@@ -34,6 +34,13 @@ class Scorer:
             assert self._judge is not None
             return self._judge.score_batch([question.query.messages] * len(responses), responses)
         return [
-            score(question.metric, text, question.item, marker=question.marker, strict=question.strict).value
+            score(
+                question.metric,
+                text,
+                question.item,
+                marker=question.marker,
+                strict=question.strict,
+                confidence=question.confidence,
+            ).value
             for text in responses
         ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from switchgen.scoring.voting import AnswerForm
 
 CUE = -1
 """Writer index of a cue: text that the recipe inserts, written by no candidate."""
@@ -26,6 +29,8 @@ class Query:
     """The conversation: optional system message, earlier turns, the last user message."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of the input line; they pass through to the output."""
+    form: AnswerForm | None = None
+    """How its answers stand in responses, where its task says so: what majority votes compare."""
 
     @property
     def text(self) -> str:

@@ -119,8 +119,10 @@ def training_questions(run: Run) -> list[Question]:
                 "task %s has %d questions in split %s; distill.queries asks for %d of them",
                 task.name, len(drawn), task.split, wanted,
             )  # fmt: skip
-        questions += [Question(task, example, Query(f"{task.name}/{example.id}", example.messages))
-                      for example in drawn[:wanted]]  # fmt: skip
+        questions += [
+            Question(task, example, Query(f"{task.name}/{example.id}", example.messages, form=task.form(example)))
+            for example in drawn[:wanted]
+        ]
     refuse_evaluation_questions(run, questions)
     return questions
 
@@ -151,7 +153,10 @@ def dependencies(run: Run, questions: Sequence[Question]) -> dict[str, Any]:
         "seed": run.recipe.distill.seed,
         "split": run.recipe.distill.split,
         **fingerprint(run, policy),
-        "tasks": {name: [task.sha256, task.metric, task.marker, task.strict] for name, task in tasks.items()},
+        "tasks": {
+            name: [task.sha256, task.metric, task.marker, task.strict, *(["confidence"] if task.confidence else [])]
+            for name, task in tasks.items()
+        },
         "reward_model": run.recipe.rollout.reward_model,
         "weights": {candidate.name: candidate_weights(candidate) for candidate in run.recipe.pool},
     }

@@ -25,6 +25,9 @@ class TaskConfig(Section):
     )
     marker: str | None = Field(None, description="what announces the final answer, e.g. 'Answer:'")
     strict: bool | None = Field(None, description="whether a response without the marker is wrong")
+    confidence: bool | None = Field(
+        None, description="whether responses state their confidence, which `evaluate` compares with their being right"
+    )
     fields: dict[str, str] | None = Field(
         None, description="for rows under other names: {input: column, output: column}"
     )

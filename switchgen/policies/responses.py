@@ -23,10 +23,8 @@ from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
 from switchgen.likelihood import likelihoods
 from switchgen.rows import Row
-from switchgen.scoring.extraction import find_answer, first_sentence
-from switchgen.scoring.number import parse_number
 from switchgen.scoring.reward import RewardModelScorer
-from switchgen.scoring.text import normalise
+from switchgen.scoring.voting import answer_key
 from switchgen.trace import Query, Trace
 
 Rule = Literal["best-of", "majority", "refine", "cascade"]
@@ -61,6 +59,11 @@ class ResponseName:
 def is_response_policy(name: str) -> bool:
     """Whether a policy's name means a rule over whole responses, well formed or not."""
     return name.partition("@")[0].partition("+")[0] in RESPONSE_RULES
+
+
+def reads_answers(policy: str) -> bool:
+    """Whether the policy's choice depends on how answers stand in responses (`AnswerForm`)."""
+    return is_response_policy(policy) and policy.startswith("majority")
 
 
 def parse_response_policy(name: str, names: Sequence[str]) -> ResponseName:
@@ -200,21 +203,9 @@ def draft_seed(seed: int, number: int) -> int:
     return seed if number == 0 else derive_seed(seed, "draft", number)
 
 
-def answer_key(text: str) -> str | None:
-    """What a response answers, so that equal answers are equal: the marked answer, else its last line.
-
-    Numbers count by value, other texts normalised. None where nothing is answered.
-    """
-    answer = find_answer(text)
-    lines = [line for line in (answer.text or "").splitlines() if line.strip()]
-    read = first_sentence(answer.text or "") if answer.marked else (lines[-1] if lines else "")
-    number = parse_number(read)
-    return str(number) if number is not None else normalise(read) or None
-
-
 def _majority(drafts: Sequence[Trace]) -> int:
     """The first draft that gives the most frequent answer; of equally frequent ones the earliest."""
-    keys = [None if draft.finish == "too_long" else answer_key(draft.text) for draft in drafts]
+    keys = [None if draft.finish == "too_long" else answer_key(draft.text, draft.query.form) for draft in drafts]
     votes = Counter(key for key in keys if key is not None)
     if not votes:
         return next((index for index, draft in enumerate(drafts) if draft.finish != "too_long"), 0)

@@ -1,19 +1,21 @@
 """Which of the lettered options a response chooses: an anchored label first, then an option's text.
 
 A label never counts inside a word, nor where it may be an article or a pronoun (`A dog…`, `I think…`); two labels
-(`A or B`) choose nothing.
+(`A or B`) choose nothing, nor does taking the options one after the other, unless just one of them is called right or
+a last line concludes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from switchgen.scoring.extraction import find_answer, first_sentence
 from switchgen.scoring.text import normalise
 
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}|\$|\\[()\[\]]")
 _REASON = r"(?:because|since|as|for|due)\b"
+_JUDGED_RIGHT = re.compile(r"(?<!not )(?<!n't )(?<!not the )\b(?:correct|right|true)\b(?!\s*\?)|[✓✔✅]", re.IGNORECASE)
 _OPTION_LINE = re.compile(r"^[ \t]*\(?([A-Z])[).:][ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 
 
@@ -57,13 +59,37 @@ def _read_unmarked(text: str, choices: Mapping[str, str]) -> str | None:
         return None
     if (label := _stated(text, choices)) is not None:
         return label
-    if (label := _leading_label(lines[0], choices)) is not None:
+    if (walk := _walk(lines, choices)) is not None:
+        judged = [label for label, line in walk.items() if _called_right(line, choices[label])]
+        if judged or lines[-1] in walk.values():
+            return judged[0] if len(judged) == 1 else None
+    elif (label := _leading_label(lines[0], choices)) is not None:
         return label
     if len(lines) > 1:
         label = _whole_option(lines[-1], choices) or _leading_label(lines[-1], choices)
         if label is not None:
             return label
     return None if _leading_pair(lines[0], choices) else _option_text(text, choices)
+
+
+def _walk(lines: Sequence[str], choices: Mapping[str, str]) -> dict[str, str] | None:
+    """Label → line of each option, where a response takes one after the other; None where it does not.
+
+    They stand a line each, `A. Paris - wrong`, from the first option on: naming one first and the others after it is
+    an answer with its reasons.
+    """
+    led = [(label, line) for line in lines if (label := _leading_label(line, choices)) is not None]
+    if led and led[-1][0] in dict(led[:-1]):  # a conclusion
+        led.pop()
+    in_order = [label for label, _ in led] == list(choices)[: len(led)]
+    return dict(led) if len(led) > 1 and in_order else None
+
+
+def _called_right(line: str, option: str) -> bool:
+    """Whether an option's line says so, beside the option's own text."""
+    own = normalise(option)
+    said = normalise(line)
+    return _JUDGED_RIGHT.search(said.replace(own, " ", 1) if own else said) is not None
 
 
 def _labels(choices: Mapping[str, str]) -> str:
@@ -123,7 +149,7 @@ def _stated(text: str, choices: Mapping[str, str]) -> str | None:
     patterns = (
         rf"\b(?i:i(?:'d|\s+would|\s+will)?\s+(?:choose|chose|pick|select|go\s+with))\s+(?i:(?:option|choice|answer|letter)\s+)?{label.format('a')}(?!\s+[a-z])",
         rf"(?:(?i:\b(?:option|choice|answer|letter))\s+)?(?<!\w)(?<!not\s){label.format('b')}[*\"']*\s+(?i:is|seems)\s+(?i:(?:the\s+)?(?:correct|right|best|most\s+\w+))\b(?!\s+not)",
-        rf"\b(?i:must\s+be|has\s+to\s+be|therefore|thus|hence)\s*,?\s+(?i:(?:option|choice|letter)\s+)?{label.format('c')}(?=\s*(?:[.,;:)]|$))",
+        rf"\b(?i:must\s+be|has\s+to\s+be|therefore|thus|hence|so)\s*,?\s+(?i:it(?:'s|\s+is)\s+)?(?i:(?:option|choice|letter)\s+)?{label.format('c')}(?=\s*(?:[.,;:)]|$))",
     )
     found = [match for pattern in patterns for match in re.finditer(pattern, text)]
     if not found:

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from switchgen.errors import ConfigError, DataError
 from switchgen.scoring.choice import extract_choice, options_in
+from switchgen.scoring.confidence import split_confidence
 from switchgen.scoring.extraction import Answer, find_answer, first_sentence
 from switchgen.scoring.mathematics import equivalent, extract_expression
 from switchgen.scoring.number import last_number, parse_number
@@ -76,6 +78,11 @@ def gold(item: Item) -> str:
 
 
 _NOTHING = Score(0.0, None, False)
+_LEAD = re.compile(
+    r"(?:(?:it\s+is|it's|that\s+is|that's)\s+)?(?P<word>[a-z]+)\b"
+    r"(?P<set_off>[\"'*_)]*\s*(?:$|[.,;:!\n–—]|-\s|(?:because|since|as)\b))?"
+    r"(?!\s+(?:or|and)\b|(?<=\bno)\s+(?:doubt|one|matter|idea|wonder|need|problem|longer|question|way)\b)"
+)
 _CLOSED_SETS = ({"yes", "no"}, {"true", "false"}, {"valid", "invalid"})
 
 
@@ -84,13 +91,17 @@ def score_number(response: str, item: Item, marker: str | None, strict: bool) ->
     wanted = parse_number(gold(item))
     if wanted is None:
         raise DataError(f"metric 'number': the gold answer {gold(item)!r} is no number")
-    answer = find_answer(response, marker=marker, strict=strict)
-    if answer.text is None:
-        return _NOTHING
-    got = parse_number(answer.text if strict or not answer.marked else first_sentence(answer.text))
-    if got is None and not answer.marked:
-        got = last_number(answer.text)
+    got = read_number(find_answer(response, marker=marker, strict=strict), strict=strict)
     return _NOTHING if got is None else _verdict(got == wanted, str(got))
+
+
+def read_number(answer: Answer, *, strict: bool) -> Fraction | None:
+    """The number that a marked answer states; unmarked, the response's last one."""
+    if answer.text is None:
+        return None
+    if not answer.marked:
+        return last_number(answer.text)
+    return parse_number(answer.text if strict else first_sentence(answer.text))
 
 
 def score_string(response: str, item: Item, marker: str | None, strict: bool) -> Score:
@@ -161,6 +172,13 @@ def score_multiple_choice(response: str, item: Item, marker: str | None, strict:
     return _NOTHING if label is None else _verdict(label == wanted, label)
 
 
+def score_chosen(response: str, item: Item, marker: str | None, strict: bool) -> Score:
+    """As `score_multiple_choice`; a response that is a label was chosen by likelihood, and needs no marker."""
+    if response in (item.get("choices") or ()):
+        marker, strict = None, False
+    return score_multiple_choice(response, item, marker, strict)
+
+
 def score_math(response: str, item: Item, marker: str | None, strict: bool) -> Score:
     """Mathematical equivalence with the gold expression."""
     wanted = gold(item)
@@ -203,14 +221,16 @@ def _last_line(answer: Answer) -> str:
 
 
 def _word_of(answer: Answer, words: set[str]) -> str | None:
-    """The word of a closed set (`yes`, `no`) that the answer begins with; unmarked also the one that its last line ends
-    with, not negated. Whole words only: `know` is no `no`."""
-    text = normalise(answer.text or "")
-    lead = re.match(r"(?:it\s+is\s+|it's\s+)?([a-z]+)\b", text)
-    if lead and lead[1] in words:
-        return lead[1]
-    end = re.search(r"(?<!not )\b([a-z]+)$", normalise(_last_line(answer)))
-    return end[1] if end and end[1] in words else None
+    """The word of a closed set (`yes`, `no`) that the answer begins with, unmarked also the one that its last line ends
+    with, not negated: the first where it is set off (`No, …`), else the last. Whole words only: `know` is no `no`,
+    and neither are `no doubt` and the question `True or False?`."""
+    text = (answer.text or "").casefold().strip().lstrip("(\"'*_ ")
+    lead = _LEAD.match(text)
+    first = lead["word"] if lead and lead["word"] in words else None
+    if answer.marked or (first and lead and lead["set_off"] is not None):
+        return first
+    end = re.search(r"(?<!not )(?<!or )\b([a-z]+)$", normalise(_last_line(answer)))
+    return end[1] if end and end[1] in words else first
 
 
 _ENTRIES = (
@@ -218,7 +238,7 @@ _ENTRIES = (
     Metric("string", "exact string, normalised", score_string),
     Metric("f1", "token F1 (SQuAD), best of the accepted answers", score_f1, exact=False),
     Metric("multiple_choice", "label of the right option", score_multiple_choice),
-    Metric("choice_likelihood", "the likeliest option (nothing is written)", score_multiple_choice),
+    Metric("choice_likelihood", "the likeliest option (nothing is written)", score_chosen),
     Metric("math", "mathematical equivalence (math-verify)", score_math),
     Metric("list", "ordered list of items", score_list),
     Metric("one_of", "any one of several accepted answers", score_one_of, exact=False),
@@ -251,19 +271,28 @@ def metric_named(name: str) -> Metric:
     raise ConfigError(f"unknown metric {name!r}{hint} (there are: {', '.join(METRICS)})")
 
 
-def score(metric: str, response: str, item: Item, *, marker: str | None = None, strict: bool = False) -> Score:
+def score(
+    metric: str,
+    response: str,
+    item: Item,
+    *,
+    marker: str | None = None,
+    strict: bool = False,
+    confidence: bool = False,
+) -> Score:
     """Score one response to `item`.
 
     marker: what announces the answer in this task, for example `Answer:`; strict: without it the answer is wrong, and
-    it ends with its line. Raises ConfigError for an unknown metric or one that is not scored response by response,
-    DataError where the item lacks what the metric needs.
+    it ends with its line; confidence: the response states one, which is no part of the answer. Raises ConfigError for
+    an unknown metric or one that is not scored response by response, DataError where the item lacks what the metric
+    needs.
     """
     entry = metric_named(metric)
     if entry.score is None:
         raise ConfigError(f"metric {metric!r} does not score single responses: use {entry.instead}")
     if strict and not marker:
         raise ConfigError(f"metric {metric!r}: strict scoring needs a marker, got strict=True with marker={marker!r}")
-    return entry.score(response, item, marker, strict)
+    return entry.score(split_confidence(response)[0] if confidence else response, item, marker, strict)
 
 
 def score_many(

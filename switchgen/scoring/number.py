@@ -40,7 +40,7 @@ _UNITS = r"(?:[kcm]?m|[km]?g|lbs?|oz|km/h|mph|mi|ft|in|hrs?|h|mins?|s|secs?|ms|m
 _SCALE = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 _NUMBER = re.compile(
-    r"(?<![\w.,:/^])(?<![A-Za-z]-)"
+    r"(?<![\w./^])(?<!\d[,:])(?<![A-Za-z]-)"
     r"(?P<sign>(?<![\d)\]])[-+]|\b(?:minus|negative)\s+)?[$€£¥₹]?\s?(?P<sign2>(?<=[$€£¥₹])-)?"
     r"(?:(?:(?P<whole>\d{1,18})\s+)?(?P<top>\d{1,18})\s?/\s?(?P<bottom>\d{1,18})"
     r"|(?P<digits>(?:\d{1,3}(?:,\d{3}){1,99}|\d{1,300})(?:\.\d{1,300})?|\.\d{1,300})"
@@ -114,9 +114,10 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a longer text: what is read where no marker or phrasing announces the answer."""
+    """The last number of a text: what is read where no marker or phrasing announces the answer. A number word counts
+    only where there are no digits."""
     values = all_numbers(text)
-    return values[-1] if values else None
+    return values[-1] if values else parse_number(text)
 
 
 def _has_value(match: re.Match[str]) -> bool:

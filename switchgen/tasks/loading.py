@@ -34,6 +34,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
     "marker": (str,),
     "strict": (bool,),
+    "confidence": (bool,),
     "fields": (Mapping,),
     "answer_after": (str,),
     "shuffle_choices": (bool,),
@@ -56,8 +57,8 @@ def load_task(spec: str | Mapping[str, Any], *, base_dir: Path | None = None) ->
 
     spec: a shipped task's name, or a mapping with one of `file` (path), `hub` (data set), `shipped` (name), and
     optionally `split` (default test), `splits` (its names in the source), `limit` (first N rows), `metric`, `name`,
-    `prompt` (a text with `{field}`s of the row), `marker`, `strict`, `fields` (`{input: column, output: column}`),
-    `config` (hub). Keys with the value None count as absent.
+    `prompt` (a text with `{field}`s of the row), `marker`, `strict`, `confidence`, `config` (hub), `fields` (`{input:
+    column, output: column}`). Keys with the value None count as absent.
     base_dir: where relative files are looked for, before $SWITCHGEN_DATA and the working folder.
 
     Raises ConfigError where the spec is wrong, DataError with every problem of the source at once.
@@ -79,6 +80,12 @@ def load_task(spec: str | Mapping[str, Any], *, base_dir: Path | None = None) ->
     strict = bool(settings.get("strict", source.meta.get("strict", False)))
     if strict and not marker:
         raise ConfigError(f"task {name!r}: strict needs a marker; give marker, e.g. 'Answer:', or leave strict out")
+    confidence = bool(settings.get("confidence", source.meta.get("confidence", False)))
+    if confidence and (METRICS[metric].score is None or metric == "choice_likelihood"):
+        raise ConfigError(
+            f"task {name!r}: confidence is compared with a written response's being right, which metric {metric!r} "
+            "does not tell; give another metric, or leave confidence out"
+        )
     examples, unanswered = build_examples(
         rows,
         metric,
@@ -96,7 +103,7 @@ def load_task(spec: str | Mapping[str, Any], *, base_dir: Path | None = None) ->
         _log.warning(
             "task %s: %d rows left out, their answer is null: %s", name, len(unanswered), ", ".join(unanswered[:10])
         )
-    return Task(name, metric, examples, marker, strict, source.name, split, source.sha256, unanswered)
+    return Task(name, metric, examples, marker, strict, confidence, source.name, split, source.sha256, unanswered)
 
 
 def _settings(spec: str | Mapping[str, Any]) -> dict[str, Any]:

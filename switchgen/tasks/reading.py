@@ -13,7 +13,7 @@ from typing import Any
 from switchgen.errors import DataError
 
 MAX_SHOWN = 20
-_META = ("name", "dataset", "task_type", "metric", "marker", "strict", "prompt", "fields")
+_META = ("name", "dataset", "task_type", "metric", "marker", "strict", "confidence", "prompt", "fields")
 
 
 @dataclass

@@ -15,7 +15,7 @@ from switchgen.scoring import METRICS, golds
 from switchgen.scoring.number import is_number, parse_number
 from switchgen.tasks.columns import prepare_choices
 from switchgen.tasks.reading import Problems, Row
-from switchgen.tasks.task import Example
+from switchgen.tasks.task import CHOICE_METRICS, Example
 
 _log = logging.getLogger("switchgen")
 
@@ -28,7 +28,6 @@ _TASK_TYPES = {
     "generation_diversity": "none",
     "noncompliance": "refusal",
 }
-CHOICE_METRICS = ("multiple_choice", "choice_likelihood")
 TASK_TYPES = ("exact_match", *_TASK_TYPES)
 
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from switchgen.scoring import Score, score
+from switchgen.scoring.choice import options_in
+from switchgen.scoring.voting import AnswerForm
+
+CHOICE_METRICS = ("multiple_choice", "choice_likelihood")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Task:
     """What announces the final answer, for example `Answer:`."""
     strict: bool = False
     """A response without the marker is wrong."""
+    confidence: bool = False
+    """Responses state how sure they are of their answer (`evaluate` compares that with their being right)."""
     file: str | None = None
     """Where the rows came from: a path, or `hub:NAME[/CONFIG]`."""
     split: str | None = None
@@ -49,6 +55,22 @@ class Task:
     unanswered: tuple[str, ...] = ()
     """Ids of rows that were left out because their answer is null."""
 
+    def form(self, example: Example) -> AnswerForm:
+        """How answers to an example stand in responses."""
+        choices = None
+        if self.metric in CHOICE_METRICS:
+            choices = example.item["choices"]
+        elif self.metric == "string":
+            choices = options_in(example.query)
+        return AnswerForm(self.marker, self.strict, choices, self.confidence, self.metric)
+
     def score(self, response: str, example: Example) -> Score:
         """Score one response by this task's metric, marker and strictness."""
-        return score(self.metric, response, example.item, marker=self.marker, strict=self.strict)
+        return score(
+            self.metric,
+            response,
+            example.item,
+            marker=self.marker,
+            strict=self.strict,
+            confidence=self.confidence,
+        )

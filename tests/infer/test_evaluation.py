@@ -297,6 +297,19 @@ def test_responses_of_another_recipe(make_run: MakeRun, home: Path) -> None:
         main(run)
 
 
+def test_a_vote_depends_on_how_answers_are_read(make_run: MakeRun) -> None:
+    """Another marker only asks for other scores, except where drafts were chosen by it."""
+    small = ("evaluate.policies=[base, majority@2]", "evaluate.seeds=[0]", "evaluate.limit=1")
+    run = make_run("run", *small)
+    main(run)
+    shutil.rmtree(run.dir / "evaluation" / "claims" / "majority@2--ages")
+    (run.dir / "evaluation" / "responses" / "majority@2--ages--0.jsonl").unlink()
+    main(make_run("run", *small, "tasks.0.marker='The age:'"))
+    with pytest.raises(ConfigError, match=r"answers\.1: was 'The age:'|answers: was") as caught:
+        main(run)
+    assert "base--ages" not in str(caught.value)
+
+
 def test_the_message_about_another_recipe_s_responses_is_a_command(make_run: MakeRun) -> None:
     """All of them at once: after the command the same evaluation goes through, and what was not stale is kept."""
     settings = ("evaluate.policies=[base, random]", "evaluate.seeds=[0]", "evaluate.limit=2")

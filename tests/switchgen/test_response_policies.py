@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from switchgen.api import check_policy, make_policy
 from switchgen.config import BaselinesConfig
 from switchgen.errors import ConfigError
 from switchgen.likelihood import likelihoods
-from switchgen.policies.responses import answer_key, draft_seed, parse_response_policy
+from switchgen.policies.responses import draft_seed, parse_response_policy
 from switchgen.records import response_record, usage_of
 from switchgen.rows import Row
+from switchgen.scoring.voting import AnswerForm, answer_key
+from switchgen.tasks import Example, Task
 from switchgen.trace import Segment
 from switchgen.vocabulary import Vocabulary
 
@@ -128,6 +131,35 @@ def test_answers_are_equal_by_what_they_say() -> None:
     assert answer_key("Answer: Moon.") == answer_key("well,\nMoon")
     assert answer_key("Answer: 5") != answer_key("Answer: 6")
     assert answer_key("  \n ") is None
+    assert answer_key("3 apples cost $2 each so the total is $6.") == answer_key("Answer: 6")
+
+
+def test_votes_are_read_as_the_task_scores_them(ladder: Ladder) -> None:
+    """The label votes, not its wording; the marker announces; the marker alone where the task is strict."""
+    choices = {"A": "Rome", "B": "Paris"}
+    texts = ("B", "B. Paris", "Answer: (B)", "Paris")
+    assert {answer_key(text, AnswerForm(choices=choices)) for text in texts} == {"B"}
+    assert answer_key("Who knows?", AnswerForm(choices=choices)) is None
+    total = AnswerForm("The total:", metric="number")
+    assert answer_key("The total: 5 eggs, of 7", total) == answer_key("2 + 3\nThe total: five\nBye 1!", total) == "5"
+    assert answer_key("So it is 7.\nHope this helps!", AnswerForm(metric="number")) == "7"
+    assert answer_key("I say 7", AnswerForm("Answer:", strict=True)) is None
+    assert answer_key("Apollo 11", AnswerForm(metric="f1")) == "apollo 11"
+    halves = {answer_key(text, AnswerForm(metric="math")) for text in ("\\boxed{\\frac{1}{2}}", "Answer: 0.5")}
+    assert halves == {"1/2"} and answer_key("Answer: 2 \\sin b", AnswerForm(metric="math")) != "2"
+    task = Task("t", "multiple_choice", (), "The total:")
+    example = Example("1", ({"role": "user", "content": "Where?"},), {"choices": choices, "answer": "B"})
+    assert task.form(example) == AnswerForm("The total:", choices=choices, metric="multiple_choice")
+    row = Row(ladder.pool, replace(QUESTIONS[0], form=task.form(example)), 1)
+    policy = make_policy("majority@3", ladder.pool)
+    policy.respond([row], Scripted(ladder, ["Rome", "The total: B", "The total: B. Paris"]))  # type: ignore[union-attr]
+    assert row.trace.text == "The total: B"
+
+
+def test_lettered_options_of_a_query_are_choices() -> None:
+    task = Task("t", "string", ())
+    listed = Example("1", ({"role": "user", "content": "Which?\n(A) red\n(B) blue"},), {"output": "(B)"})
+    assert task.form(listed).choices == {"A": "red", "B": "blue"}
 
 
 def test_the_rewriter_reads_the_draft(ladder: Ladder) -> None:

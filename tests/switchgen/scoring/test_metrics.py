@@ -65,6 +65,16 @@ def test_score_many_keeps_the_order() -> None:
     assert score_many("number", rows) == [Score(1.0, "5", True), Score(0.0, "6", False)]
 
 
+def test_a_label_chosen_by_likelihood_needs_no_marker() -> None:
+    """The marker is asked of written responses; the label that `evaluate` chooses is none."""
+    item = {"choices": {"A": "cat", "B": "dog"}, "answer": "B"}
+    settings = {"marker": "Answer:", "strict": True}
+    assert score("choice_likelihood", "B", item, **settings) == Score(1.0, "B", True)  # type: ignore[arg-type]
+    assert score("choice_likelihood", "A", item, **settings) == Score(0.0, "A", False)  # type: ignore[arg-type]
+    assert score("choice_likelihood", "It is B.", item, **settings).extracted is None  # type: ignore[arg-type]
+    assert score("multiple_choice", "B", item, **settings).extracted is None  # type: ignore[arg-type]
+
+
 def test_refusal_counts_both_ways() -> None:
     assert score("refusal", "I can't help with that.", {"should_refuse": True}).correct
     assert not score("refusal", "I can't help with that.", {"should_refuse": False}).correct
