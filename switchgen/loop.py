@@ -19,6 +19,7 @@ from switchgen.engines.remote import RemoteEngine, write_remotely
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ConfigError
 from switchgen.policies.base import Policy
+from switchgen.policies.fixed import decoding_under
 from switchgen.policies.masked import MaskedPolicy
 from switchgen.policies.probe import ProbePolicy
 from switchgen.policies.switcher import SwitcherPolicy
@@ -40,7 +41,7 @@ class Loop:
     """Writes rows with a pool under a policy. A subclass may decide `next_writer` and `pauses`.
 
     Args:
-        policy, decoding: for rows that bring no terms of their own.
+        policy, decoding: for rows that bring no terms of their own. A candidate alone has no first and last writer.
         max_rows: rows in flight.
         max_segments: rows stop (unfinished) after this many segments; None writes whole responses.
     """
@@ -56,12 +57,12 @@ class Loop:
     ) -> None:
         self.pool = pool
         self.policy = policy
-        self.decoding = decoding
+        self.decoding = decoding_under(policy, decoding)
         self.max_rows = max_rows
         self.max_segments = max_segments
         self._families = families([candidate.engine for candidate in pool])
-        self._terms = Terms(policy, decoding)
-        self._check(decoding)
+        self._terms = Terms(policy, self.decoding)
+        self._check(self.decoding)
 
     def _check(self, decoding: DecodingConfig) -> None:
         for name in (decoding.first, decoding.last):

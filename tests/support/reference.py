@@ -152,6 +152,9 @@ def respond(
 ) -> Trace:
     """What the collaboration writes for one query: `policy` is a candidate's index, `random` or `switcher`."""
     trace = Trace(query, seed, list(prefix))
+    if isinstance(policy, int):
+        # One candidate is alone: nobody else writes first or last.
+        decoding = decoding.model_copy(update={"first": None, "last": None, "cue": None})
     first = None if decoding.first is None else ladder.pool.names.index(decoding.first)
     last = None if decoding.last is None else ladder.pool.names.index(decoding.last)
     reserve = 0 if last is None else decoding.segment.tokens
