@@ -20,9 +20,7 @@ from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ConfigError
 from switchgen.policies.base import Policy
 from switchgen.policies.fixed import decoding_under
-from switchgen.policies.masked import MaskedPolicy
-from switchgen.policies.probe import ProbePolicy
-from switchgen.policies.switcher import SwitcherPolicy
+from switchgen.policies.masked import fits
 from switchgen.queues import Queues, Turn, Waiting
 from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
@@ -157,7 +155,7 @@ class Loop:
         for index in {*policy.writers(len(self.pool)), *forced}:
             if len(row.prompt_ids(index)) + needed > self.pool.candidates[index].engine.max_positions:
                 row.trace.finish = "too_long"
-        if row.trace.finish is None and not _fits(policy, row):
+        if row.trace.finish is None and not fits(policy, row):
             row.trace.finish = "too_long"
         return row.trace.finish is None
 
@@ -189,7 +187,7 @@ class Loop:
             forced = self._forced_decision(row)
             if forced is not None:
                 yield row, self._fit(row, forced)
-            elif not _fits(policy, row):
+            elif not fits(policy, row):
                 row.trace.finish = "context"
                 yield row, None
             else:
@@ -301,11 +299,6 @@ class Loop:
             row.trace.finish = "length"
         if row.trace.finish is None and decoding.last is None and row.num_written >= decoding.max_new_tokens:
             row.trace.finish = "length"
-
-
-def _fits(policy: Policy, row: Row) -> bool:
-    """Whether the model that the policy asks, if it asks one, can read the row."""
-    return not isinstance(policy, SwitcherPolicy | ProbePolicy | MaskedPolicy) or policy.fits(row)
 
 
 def _empty_at_end(row: Row) -> int:
