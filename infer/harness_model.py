@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -21,12 +22,17 @@ from tqdm import tqdm
 
 from switchgen.api import make_loop, response_seed
 from switchgen.assembly import Writer, load_writers
+from switchgen.config import DecodingConfig
 from switchgen.errors import ConfigError, DataError
-from switchgen.mixture import Mixture
+from switchgen.mixture import Mixture, shortened
 from switchgen.policies.fixed import FixedPolicy
+from switchgen.policies.masked import fits
+from switchgen.policies.responses import ResponsePolicy
+from switchgen.policies.routers import RouterPolicy
 from switchgen.rows import Row
 from switchgen.rundir import Run, open_run
-from switchgen.trace import Query
+from switchgen.segmentation import SegmentRule
+from switchgen.trace import Query, Segment
 
 logger = logging.getLogger("switchgen")
 
@@ -87,7 +93,8 @@ class SwitchgenLM(LM):  # type: ignore[misc]
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(Σ_i p_i P_i of the continuation, in nats; whether it is the greedy one) of each request.
 
-        Spaces at a context's end go to the continuation, as in the harness's own models.
+        Spaces at a context's end go to the continuation, and contexts beyond a model's are read from their end, both as
+        in the harness's own models.
         """
         pairs = []
         for number, request in enumerate(requests):
@@ -95,9 +102,11 @@ class SwitchgenLM(LM):  # type: ignore[misc]
             bare = context.rstrip()
             pairs.append((Query.from_text(bare, id=str(number)), context[len(bare) :] + continuation))
         mixture = Mixture(
-            self.writer.pool, self.writer.policy, self.run.recipe.decoding, samples=self.samples, seed=self.seed
-        )
+            self.writer.pool, self.writer.policy, self.run.recipe.decoding, samples=self.samples, seed=self.seed,
+            truncate=True,
+        )  # fmt: skip
         answers = [(found.log_prob, found.is_greedy) for found in mixture.score(pairs)]
+        _warn_of_truncated(len(mixture.truncated), len(pairs))
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
@@ -122,7 +131,7 @@ class SwitchgenLM(LM):  # type: ignore[misc]
             (text,) = request.args
             windows = get_rolling_token_windows(
                 token_list=candidate.vocabulary.encode_text(text, opens=True), prefix_token=prefix,
-                max_seq_len=candidate.engine.max_positions - 1, context_len=1,
+                max_seq_len=candidate.engine.max_positions, context_len=1,
             )  # fmt: skip
             found = likelihoods(candidate, [make_disjoint_window(window) for window in windows])
             known = [one.log_prob for one in found if one is not None]
@@ -137,23 +146,28 @@ class SwitchgenLM(LM):  # type: ignore[misc]
         """What the policy writes, up to the first stop string, which is not part of it.
 
         Greedy unless the task samples (`do_sample`, a temperature above 0); writers are drawn by the policy as always.
+        A context that with the tokens to be written is beyond a model's is read from its end, as in the harness's own
+        models (and then up to 3 tokens fewer are written: room for the end of a character).
         """
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault(_settings(request.args[1]), []).append(index)
+        asks = [self._ask(str(index), request.args[0], _settings(request.args[1]))
+                for index, request in enumerate(requests)]  # fmt: skip
+        _warn_of_truncated(sum(ask.is_truncated for ask in asks), len(asks))
+        groups: dict[_Settings, list[_Ask]] = {}
+        for ask in asks:
+            groups.setdefault(ask.settings, []).append(ask)
         texts: dict[int, str] = {}
         with tqdm(total=len(requests), disable=disable_tqdm, desc="switchgen") as bar:
-            for (until, tokens, temperature, top_p), own in groups.items():
-                decoding = self.run.recipe.decoding.model_copy(update={
-                    "stop": list(until), "max_new_tokens": tokens, "temperature": temperature, "top_p": top_p,
-                })  # fmt: skip
-                _check_reserve(decoding.last, tokens, decoding.segment.tokens)
+            for settings, own in groups.items():
+                decoding = self._decoding(settings)
+                if decoding.last is not None and settings.max_tokens <= decoding.segment.tokens:
+                    raise DataError(
+                        f"lm-eval: a task asks for {settings.max_tokens} new tokens; decoding.last reserves one "
+                        f"segment of {decoding.segment.tokens} of them"
+                    )
                 loop = make_loop(
                     self.writer.pool, self.writer.policy, decoding, max_rows=self.run.recipe.engine.max_rows
                 )
-                queries = [Query.from_text(requests[index].args[0], id=str(index)) for index in own]
-                rows = (Row(self.writer.pool, query, response_seed(self.seed, query.id)) for query in queries)
-                for row in loop.run(rows):
+                for row in loop.run(ask.row for ask in own):
                     if row.trace.finish == "too_long":
                         logger.warning("lm-eval: a request is beyond the context of a model that reads it; no answer")
                     texts[int(row.trace.query.id)] = row.trace.text
@@ -162,25 +176,105 @@ class SwitchgenLM(LM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", request.args, texts[index])
         return [texts[index] for index in range(len(requests))]
 
+    def _decoding(self, settings: _Settings) -> DecodingConfig:
+        """The recipe's decoding settings with a request's."""
+        changes = {
+            "stop": list(settings.until), "max_new_tokens": settings.max_tokens,
+            "temperature": settings.temperature, "top_p": settings.top_p,
+        }  # fmt: skip
+        return self.writer.decoding(self.run.recipe.decoding).model_copy(update=changes)
 
-def _settings(given: dict[str, Any]) -> tuple[Any, ...]:
-    """(stop strings, tokens, temperature, top_p) of a request's generation settings."""
+    def _ask(self, id: str, context: str, settings: _Settings) -> _Ask:
+        """A request as a row that everyone who reads it has room for, and the room that is left to write.
+
+        Raises:
+            DataError: a candidate's context has no room for the tokens that the request asks for.
+        """
+        pool, query = self.writer.pool, Query.from_text(context, id=id)
+        extra = SegmentRule(whole_words=len(pool.vocabularies) > 1).max_extra
+        prompts: dict[int, list[int]] = {}
+        cut = tight = False
+        for place, candidate in enumerate(pool):
+            ids, room = candidate.prompt_ids(query), candidate.engine.max_positions - settings.max_tokens
+            if room < 1:
+                raise DataError(
+                    f"lm-eval: a task asks for {settings.max_tokens} new tokens; {candidate.name!r} has a context of "
+                    f"{candidate.engine.max_positions}"
+                )
+            prompts[place] = ids[-room:]
+            cut = cut or len(ids) > room
+            tight = tight or len(ids) > room - extra
+        if not self._has_room(query, prompts, settings):
+            query = shortened(query, lambda shorter: self._has_room(shorter, prompts, settings))
+            cut = True
+        row = Row(pool, query, response_seed(self.seed, id), prompts=prompts)
+        return _Ask(row, replace(settings, max_tokens=max(1, settings.max_tokens - extra)) if tight else settings, cut)
+
+    def _has_room(self, query: Query, prompts: dict[int, list[int]], settings: _Settings) -> bool:
+        """Whether who reads the query's text rather than these tokens can read a whole response with it."""
+        pool, policy = self.writer.pool, self.writer.policy
+        if isinstance(policy, RouterPolicy):
+            return True
+        if isinstance(policy, ResponsePolicy):
+            rooms = [candidate.engine.max_positions - settings.max_tokens for candidate in pool]
+            return all(len(one.prompt_ids(query)) <= room for one, room in zip(pool, rooms, strict=True))
+        row = Row(pool, query, 0, prompts=prompts)
+        segment = self.run.recipe.decoding.segment.tokens
+        # As many tokens as a response may have: of the prompt, since nothing is written yet.
+        for _ in range(-(-settings.max_tokens // segment)):
+            ids = tuple(prompts[0][-segment:])
+            row.append(Segment(0, pool.candidates[0].vocabulary.decode(ids), ids, "length"))
+        return fits(policy, row)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """A request's generation settings."""
+
+    until: tuple[str, ...]
+    """Strings that end the response."""
+    max_tokens: int
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A request to write."""
+
+    row: Row
+    settings: _Settings
+    is_truncated: bool
+    """Whether somebody reads the context's end only."""
+
+
+def _settings(given: dict[str, Any]) -> _Settings:
+    """A request's settings.
+
+    Raises:
+        ConfigError: one that we have not.
+    """
     known = {"until", "do_sample", "temperature", "top_p", *_MAX_TOKENS_KEYS}
-    if unknown := sorted(set(given) - known):
+    beams = int(given.get("num_beams") or 1)
+    if beams > 1:
+        raise ConfigError(f"lm-eval: generation setting num_beams: {beams}; allowed: 1, there is no beam search")
+    if unknown := sorted(set(given) - known - {"num_beams"}):
         raise ConfigError(f"lm-eval: generation settings {', '.join(unknown)}: allowed are {', '.join(sorted(known))}")
     until = given.get("until") or []
     tokens = next((given[key] for key in _MAX_TOKENS_KEYS if given.get(key)), _DEFAULT_TOKENS)
     samples = given.get("do_sample", bool(given.get("temperature")))
     temperature = float(given.get("temperature") or 1.0) if samples else 0.0
     stops = (until,) if isinstance(until, str) else tuple(until)
-    return tuple(stop for stop in stops if stop), int(tokens), temperature, float(given.get("top_p") or 1.0)
+    return _Settings(tuple(stop for stop in stops if stop), int(tokens), temperature, float(given.get("top_p") or 1.0))
 
 
-def _check_reserve(last: str | None, tokens: int, segment: int) -> None:
-    if last is not None and tokens <= segment:
-        raise DataError(
-            f"lm-eval: a task asks for {tokens} new tokens; decoding.last reserves one segment of {segment} of them"
-        )
+def _warn_of_truncated(truncated: int, requests: int) -> None:
+    if truncated:
+        logger.warning(
+            "lm-eval: %d of %d requests are beyond the context of a model that reads them, which reads their end only, "
+            "as the harness's own models do",
+            truncated, requests,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

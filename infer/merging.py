@@ -103,7 +103,7 @@ def _dev_questions(run: Run) -> list[Questions]:
 
 def dev_score(run: Run, config: CandidateConfig, tasks: Sequence[Questions]) -> float:
     """Mean over tasks of a model's mean score, decoded greedily."""
-    decoding = run.recipe.decoding.model_copy(update={"temperature": 0.0, "first": None, "last": None, "cue": None})
+    decoding = run.recipe.decoding.model_copy(update={"temperature": 0.0})
     pool = Pool.load([config])
     loop = make_loop(pool, make_policy(config.name, pool), decoding, max_rows=run.recipe.engine.max_rows)
     means = []

@@ -134,8 +134,8 @@ def _claim(folder: Path, policy: str, questions: Questions, settings: Mapping[st
 def _way_of_answering(policy: str, questions: Questions) -> JSON:
     """Of what scores are made by, the part that responses depend on, too.
 
-    Labels that were chosen are no written answers, and they were chosen among these options; a majority was found by how
-    answers are read.
+    Labels that were chosen are no written answers, and they were chosen among these options; a majority was found by
+    how answers are read.
     """
     task = questions.task
     if questions.metric == BY_LIKELIHOOD:

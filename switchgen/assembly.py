@@ -14,6 +14,7 @@ from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
 from switchgen.loading import check_adapter, check_model
 from switchgen.merges import check_merge, is_merge, is_merged, merged_candidate, merged_folder
+from switchgen.policies.fixed import decoding_under
 from switchgen.policies.judge import load_judge
 from switchgen.policies.masked import MaskedPolicy, leave_out, split_name
 from switchgen.policies.probe import Probe, ProbePolicy, check_probe
@@ -39,16 +40,11 @@ class Writer:
 
     def loop(self, run: Run) -> AnyLoop:
         """A loop with the recipe's decoding settings."""
-        return make_loop(
-            self.pool, self.policy, self.decoding(run.recipe.decoding), max_rows=run.recipe.engine.max_rows
-        )
+        return make_loop(self.pool, self.policy, run.recipe.decoding, max_rows=run.recipe.engine.max_rows)
 
     def decoding(self, settings: DecodingConfig) -> DecodingConfig:
-        """The recipe's decoding settings, as far as they are about this pool."""
-        if not is_own_model(self.name):
-            return settings
-        # It is a pool of its own; the collaboration's first and last writers are not in it.
-        return settings.model_copy(update={"first": None, "last": None, "cue": None})
+        """The recipe's decoding settings, as far as they are about this policy."""
+        return decoding_under(self.policy, settings)
 
 
 def check_writers(run: Run, names: Sequence[str]) -> None:
@@ -209,12 +205,14 @@ def distilled_candidate(run: Run) -> CandidateConfig:
 def fingerprint(run: Run, policy: str) -> dict[str, str]:
     """What the responses of a policy depend on: pool, decoding, switcher or router settings."""
     recipe = run.recipe
+    alone = policy in recipe.names or is_own_model(policy)
+    decoding = recipe.decoding.alone() if alone else recipe.decoding
     parts = {
         "pool": content_hash(recipe.model_dump(mode="json")["pool"]),
-        "decoding": content_hash(recipe.decoding.model_dump(mode="json")),
+        "decoding": content_hash(decoding.model_dump(mode="json")),
     }
     rule = split_name(policy)[0]
-    if recipe.policy.guard is not None and policy not in recipe.names and not is_own_model(policy):
+    if recipe.policy.guard is not None and not alone:
         parts["guard"] = content_hash(recipe.policy.guard.model_dump(mode="json"))
     if rule in ("switcher", "untuned", *ROUTING_POLICIES):
         parts["switcher"] = content_hash(recipe.switcher.model_dump(mode="json"))

@@ -47,13 +47,14 @@ def likelihoods(candidate: Candidate, pairs: Sequence[tuple[Sequence[int], Seque
 
     Returns:
         One per pair; None for an empty context or continuation, or where both together are beyond the model's context.
+        (Their last token is not read: nothing comes after it.)
     """
     if isinstance(candidate.engine, RemoteEngine):
         raise ConfigError(
             f"{candidate.name}: a candidate behind a server (engine: openai) gives no likelihood of given texts; "
             "allowed: engine transformers"
         )
-    limit = candidate.engine.max_positions
+    limit = candidate.engine.max_positions + 1
     keys = [
         (tuple(context), tuple(continuation)) if context and continuation and len(context) + len(continuation) <= limit
         else None
@@ -65,7 +66,7 @@ def likelihoods(candidate: Candidate, pairs: Sequence[tuple[Sequence[int], Seque
         _make_active(candidate)
     start = 0
     while start < len(order):
-        width = len(order[start][0]) + len(order[start][1])
+        width = len(order[start][0]) + len(order[start][1]) - 1
         batch = order[start : start + max(1, _MAX_LOGITS // (width * len(candidate.vocabulary)))]
         found.update(zip(batch, _read(candidate, batch, width), strict=True))
         start += len(batch)
@@ -77,17 +78,17 @@ def _read(
     candidate: Candidate, batch: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], width: int
 ) -> list[Likelihood]:
     """One forward over the batch, right-padded to `width`."""
-    ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
+    ids_BT = torch.zeros(len(batch), width + 1, dtype=torch.long)
     mask_BT = torch.zeros(len(batch), width, dtype=torch.long)
     for index, (context, continuation) in enumerate(batch):
         length = len(context) + len(continuation)
         ids_BT[index, :length] = torch.tensor([*context, *continuation])
-        mask_BT[index, :length] = 1
+        mask_BT[index, : length - 1] = 1
     assert isinstance(candidate.engine, LocalEngine), "checked by the caller"
     model, device = candidate.engine.model, candidate.engine.device
-    logits_BTV = model(input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False).logits
-    logits_BTV = logits_BTV[:, :-1].to(torch.promote_types(logits_BTV.dtype, torch.float32))
-    next_BT = ids_BT[:, 1:].to(device)
+    read_BT, next_BT = ids_BT[:, :-1].to(device), ids_BT[:, 1:].to(device)
+    logits_BTV = model(input_ids=read_BT, attention_mask=mask_BT.to(device), use_cache=False).logits
+    logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
     log_probs_BT = logits_BTV.gather(2, next_BT[..., None])[..., 0] - logits_BTV.logsumexp(-1)
     greedy_BT = (logits_BTV.argmax(-1) == next_BT).cpu()
     log_probs_BT = log_probs_BT.cpu().double()

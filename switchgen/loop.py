@@ -19,9 +19,8 @@ from switchgen.engines.remote import RemoteEngine, write_remotely
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import ConfigError
 from switchgen.policies.base import Policy
-from switchgen.policies.masked import MaskedPolicy
-from switchgen.policies.probe import ProbePolicy
-from switchgen.policies.switcher import SwitcherPolicy
+from switchgen.policies.fixed import decoding_under
+from switchgen.policies.masked import fits
 from switchgen.queues import Queues, Turn, Waiting
 from switchgen.rows import Reader, Row, Terms
 from switchgen.sampling import SamplingParams
@@ -40,7 +39,7 @@ class Loop:
     """Writes rows with a pool under a policy. A subclass may decide `next_writer` and `pauses`.
 
     Args:
-        policy, decoding: for rows that bring no terms of their own.
+        policy, decoding: for rows that bring no terms of their own. A candidate alone has no first and last writer.
         max_rows: rows in flight.
         max_segments: rows stop (unfinished) after this many segments; None writes whole responses.
     """
@@ -56,12 +55,12 @@ class Loop:
     ) -> None:
         self.pool = pool
         self.policy = policy
-        self.decoding = decoding
+        self.decoding = decoding_under(policy, decoding)
         self.max_rows = max_rows
         self.max_segments = max_segments
         self._families = families([candidate.engine for candidate in pool])
-        self._terms = Terms(policy, decoding)
-        self._check(decoding)
+        self._terms = Terms(policy, self.decoding)
+        self._check(self.decoding)
 
     def _check(self, decoding: DecodingConfig) -> None:
         for name in (decoding.first, decoding.last):
@@ -156,7 +155,7 @@ class Loop:
         for index in {*policy.writers(len(self.pool)), *forced}:
             if len(row.prompt_ids(index)) + needed > self.pool.candidates[index].engine.max_positions:
                 row.trace.finish = "too_long"
-        if row.trace.finish is None and not _fits(policy, row):
+        if row.trace.finish is None and not fits(policy, row):
             row.trace.finish = "too_long"
         return row.trace.finish is None
 
@@ -188,7 +187,7 @@ class Loop:
             forced = self._forced_decision(row)
             if forced is not None:
                 yield row, self._fit(row, forced)
-            elif not _fits(policy, row):
+            elif not fits(policy, row):
                 row.trace.finish = "context"
                 yield row, None
             else:
@@ -300,11 +299,6 @@ class Loop:
             row.trace.finish = "length"
         if row.trace.finish is None and decoding.last is None and row.num_written >= decoding.max_new_tokens:
             row.trace.finish = "length"
-
-
-def _fits(policy: Policy, row: Row) -> bool:
-    """Whether the model that the policy asks, if it asks one, can read the row."""
-    return not isinstance(policy, SwitcherPolicy | ProbePolicy | MaskedPolicy) or policy.fits(row)
 
 
 def _empty_at_end(row: Row) -> int:

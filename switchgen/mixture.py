@@ -4,15 +4,20 @@ That is exact for a text within one segment, and for a policy that chooses once 
 a sum over all sequences of writers; it is refused, or estimated from sampled sequences (`samples`): with writers drawn
 from p, each given the signed segments before it, the mean of Π_j P_{w_j}(segment_j) is unbiased.
 
-Token probabilities are those at temperature 1 without top-p, as harnesses compare them; the end of text is not part of
-a text.
+Token probabilities are those at temperature 1 without top-p, as harnesses compare them. The end of text is not part of
+a text: what is asked is how likely the text is written before anyone ends, so what another writer would add after an
+end (`decoding.last`, `eos: segment`) does not count.
+
+`decoding.first` writes the first segment here, too; whoever is chosen after it, once for all the rest, reads it. What
+`decoding.last` would write when the others' share of `max_new_tokens` is used up is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,10 +27,10 @@ from switchgen.config import DecodingConfig
 from switchgen.engines.base import Engine
 from switchgen.errors import ConfigError, DataError
 from switchgen.ids import derive_seed
-from switchgen.likelihood import likelihoods
+from switchgen.likelihood import Likelihood, likelihoods
 from switchgen.policies.base import Policy
-from switchgen.policies.fixed import FixedPolicy, RandomPolicy, ShareRandomPolicy
-from switchgen.policies.masked import MaskedPolicy, one_hot, probabilities
+from switchgen.policies.fixed import FixedPolicy, RandomPolicy, ShareRandomPolicy, decoding_under
+from switchgen.policies.masked import MaskedPolicy, fits, one_hot, probabilities
 from switchgen.policies.probe import ProbePolicy
 from switchgen.policies.routing import RoutingPolicy
 from switchgen.policies.switcher import SwitcherPolicy
@@ -61,6 +66,9 @@ class Mixture:
     Args:
         samples: writer sequences a text beyond one segment is estimated from; None refuses such texts.
         seed: of those sequences.
+        truncate: whether a query that with its text is beyond a context is read from its end only, as by
+            lm-evaluation-harness's own models: candidates read the last tokens that they have room for, the policy's
+            model as much of the end of the last message. `truncated` lists such queries' ids.
 
     Raises:
         ConfigError: the policy has no probabilities of writers (token routers, rules over whole responses), or
@@ -68,7 +76,14 @@ class Mixture:
     """
 
     def __init__(
-        self, pool: Pool, policy: AnyPolicy, decoding: DecodingConfig, *, samples: int | None = None, seed: int = 0
+        self,
+        pool: Pool,
+        policy: AnyPolicy,
+        decoding: DecodingConfig,
+        *,
+        samples: int | None = None,
+        seed: int = 0,
+        truncate: bool = False,
     ) -> None:
         inner = policy.inner if isinstance(policy, MaskedPolicy) else policy
         if not isinstance(inner, FixedPolicy | RandomPolicy | ShareRandomPolicy | SwitcherPolicy | ProbePolicy):
@@ -79,15 +94,18 @@ class Mixture:
             )
         self.pool = pool
         self.policy: Policy = MaskedPolicy(inner, policy.mask) if isinstance(policy, MaskedPolicy) else inner
-        self.decoding = decoding
+        self.decoding = decoding = decoding_under(policy, decoding)
         self.samples = samples
         self.seed = seed
+        self.truncate = truncate
+        self.truncated: set[str] = set()
         self._first = None if decoding.first is None else pool.index(decoding.first)
         self._rule = SegmentRule.of(decoding.segment, whole_words=len(pool.vocabularies) > 1)
         grain = inner.grain if isinstance(inner, ShareRandomPolicy) else None
         # One choice, and its writer writes to the end, however long that is.
         self._chooses_once = isinstance(inner, FixedPolicy | RoutingPolicy) or grain == "response"
-        if self._rule.reads_logits and not self._chooses_once:
+        self._has_one_writer = self._chooses_once and self._first is None
+        if self._rule.reads_logits and not self._has_one_writer:
             raise ConfigError(
                 f"decoding.segment.end: with {decoding.segment.end!r} each writer ends its segments elsewhere in the "
                 "same text, so the text has no common cut into segments; allowed where texts are compared by their "
@@ -98,16 +116,18 @@ class Mixture:
         """Likelihood of each (query, text).
 
         Raises:
-            DataError: an empty text, one beyond a candidate's context, or one beyond a segment without `samples`.
+            DataError: an empty text, one beyond a candidate's context, one that `decoding.last` would have a part in,
+                or one beyond a segment without `samples`.
         """
         texts = [[_ids(candidate, query, text) for candidate in self.pool] for query, text in pairs]
         long = []
         for index, ids in enumerate(texts):
             if any(not own for _, own in ids):
                 raise DataError(f"query {pairs[index][0].id!r}: an empty text has no likelihood")
+            self._check_last(pairs[index], ids)
             if not self._within_a_segment(ids):
                 long.append(index)
-        if long and self.samples is None:
+        if long and self.samples is None and not self._chooses_once:
             query, text = pairs[long[0]]
             raise DataError(
                 f"{len(long)} of {len(pairs)} texts are longer than one segment ({self.decoding.segment.tokens} tokens"
@@ -117,12 +137,25 @@ class Mixture:
             )
         short = [index for index in range(len(pairs)) if index not in set(long)]
         found = dict(zip(short, self._exact([pairs[i][0] for i in short], [texts[i] for i in short]), strict=True))
+        beyond = self._handed_over if self._chooses_once else self._sampled
         for index in long:
-            found[index] = self._sampled(pairs[index][0], texts[index])
+            found[index] = beyond(pairs[index][0], texts[index])
         return [found[index] for index in range(len(pairs))]
 
+    def _check_last(self, pair: tuple[Query, str], ids: Sequence[tuple[Ids, Ids]]) -> None:
+        if self.decoding.last is None:
+            return
+        room = self.decoding.max_new_tokens - self.decoding.segment.tokens
+        longest = max(len(own) for _, own in ids)
+        if longest > room:
+            raise DataError(
+                f"query {pair[0].id!r}: text {pair[1][:60]!r} has {longest} tokens, and after {room} (max_new_tokens "
+                f"less a segment) decoding.last ({self.decoding.last}) writes; raise decoding.max_new_tokens, or set "
+                "decoding.last to null"
+            )
+
     def _within_a_segment(self, ids: Sequence[tuple[Ids, Ids]]) -> bool:
-        if self._chooses_once:
+        if self._has_one_writer:
             return True
         return all(
             len(split_segments(candidate.vocabulary, own, self._rule, self.decoding.segment.tokens)) == 1
@@ -134,28 +167,32 @@ class Mixture:
         if not queries:
             return []
         probs_NC = self._probabilities([self._row(query) for query in queries])
-        results: list[dict[int, tuple[float, bool]]] = [{} for _ in queries]
-        for place, candidate in enumerate(self.pool):
+        results: list[dict[int, Likelihood]] = [{} for _ in queries]
+        for place in range(len(self.pool)):
             asked = [index for index in range(len(queries)) if probs_NC[index, place] > 0]
-            for index, found in zip(asked, likelihoods(candidate, [texts[i][place] for i in asked]), strict=True):
-                if found is None:
-                    raise BeyondContext(f"query {queries[index].id!r}: with its text beyond the context of "
-                                    f"{candidate.name!r} ({candidate.engine.max_positions} tokens)")  # fmt: skip
-                results[index][place] = (found.log_prob, found.is_greedy)
-        scored = []
-        for index, by_writer in enumerate(results):
-            terms = [math.log(float(probs_NC[index, place])) + log_prob for place, (log_prob, _) in by_writer.items()]
-            likeliest = int(probs_NC[index].argmax())
-            scored.append(TextLikelihood(_log_sum_exp(terms), by_writer[likeliest][1]))
-        return scored
+            found = self._read(place, [queries[i] for i in asked], [texts[i][place] for i in asked])
+            for index, one in zip(asked, found, strict=True):
+                results[index][place] = one
+        return [_mixed(probs_C, by_writer) for probs_C, by_writer in zip(probs_NC, results, strict=True)]
+
+    def _handed_over(self, query: Query, texts: Sequence[tuple[Ids, Ids]]) -> TextLikelihood:
+        """log P_first(head) Σ_i p_i P_i(rest): the forced first segment, and whoever is chosen after it."""
+        assert self._first is not None
+        head, *others = self._pieces(texts)
+        rest = [token for piece in others for token in piece]
+        opening = self._read(self._first, [query], [(texts[self._first][0], head)])[0]
+        probs_C = self._probabilities([self._row(query, (self._first,), (head,))])[0]
+        by_writer = {
+            place: self._read(place, [query], [([*texts[place][0], *head], rest)])[0]
+            for place in probs_C.nonzero()[:, 0].tolist()
+        }
+        ending = _mixed(probs_C, by_writer)
+        return TextLikelihood(opening.log_prob + ending.log_prob, opening.is_greedy and ending.is_greedy)
 
     def _sampled(self, query: Query, texts: Sequence[tuple[Ids, Ids]]) -> TextLikelihood:
         """The mean over sampled sequences of writers; a sequence's beginning is read once."""
-        if len(self.pool.vocabularies) > 1:
-            raise ConfigError("--mc needs one vocabulary: with several, a text has no common cut into segments")
         assert self.samples is not None
-        vocabulary = self.pool.candidates[0].vocabulary
-        pieces = split_segments(vocabulary, texts[0][1], self._rule, self.decoding.segment.tokens)
+        pieces = self._pieces(texts)
         sequences: dict[tuple[int, ...], tuple[float, bool]] = {(): (0.0, True)}
         probs: dict[tuple[int, ...], torch.Tensor] = {}
         totals = []
@@ -173,22 +210,66 @@ class Mixture:
                 if writers not in sequences:
                     prompt = texts[writer][0]
                     context = [*prompt, *(token for earlier in pieces[:number] for token in earlier)]
-                    found = likelihoods(self.pool.candidates[writer], [(context, piece)])[0]
-                    if found is None:
-                        raise BeyondContext(f"query {query.id!r}: with its text beyond the context of "
-                                        f"{self.pool.names[writer]!r}")  # fmt: skip
+                    found = self._read(writer, [query], [(context, piece)])[0]
                     sequences[writers] = (before + found.log_prob, is_greedy and found.is_greedy)
             totals.append(sequences[writers][0])
             greedy = greedy and sequences[writers][1]
         return TextLikelihood(_log_sum_exp(totals) - math.log(len(totals)), greedy)
 
+    def _pieces(self, texts: Sequence[tuple[Ids, Ids]]) -> list[Ids]:
+        """A text's segments.
+
+        Raises:
+            ConfigError: the pool has several vocabularies.
+        """
+        if len(self.pool.vocabularies) > 1:
+            raise ConfigError(
+                "texts beyond a segment (--mc, decoding.first) need one vocabulary: with several, a text has no "
+                "common cut into segments"
+            )
+        return split_segments(self.pool.candidates[0].vocabulary, texts[0][1], self._rule, self.decoding.segment.tokens)
+
+    def _read(self, place: int, queries: Sequence[Query], pairs: Sequence[tuple[Ids, Ids]]) -> list[Likelihood]:
+        """A candidate's likelihood of each (context, text).
+
+        Raises:
+            BeyondContext: one is longer than the candidate's context; with `truncate`, its text alone is.
+        """
+        candidate = self.pool.candidates[place]
+        known = zip(queries, pairs, strict=True)
+        cut = [(self._end_of(query, context, text, candidate), text) for query, (context, text) in known]
+        read = []
+        for query, found in zip(queries, likelihoods(candidate, cut), strict=True):
+            if found is None:
+                raise BeyondContext(f"query {query.id!r}: with its text beyond the context of {candidate.name!r} "
+                                    f"({candidate.engine.max_positions} tokens)")  # fmt: skip
+            read.append(found)
+        return read
+
+    def _end_of(self, query: Query, context: Ids, text: Ids, candidate: Candidate) -> Ids:
+        """What of the context the candidate has room for; all of it where nothing is truncated."""
+        # The text's last token is not read.
+        over = len(context) + len(text) - (candidate.engine.max_positions + 1)
+        if not self.truncate or not 0 < over < len(context):
+            return context
+        self.truncated.add(query.id)
+        return context[over:]
+
     def _row(self, query: Query, writers: Sequence[int] = (), pieces: Sequence[Ids] = ()) -> Row:
         """A row in which these writers have written the first pieces."""
-        row = Row(self.pool, query, derive_seed(self.seed, query.id))
-        for writer, piece in zip(writers, pieces, strict=False):
-            text = self.pool.candidates[writer].vocabulary.decode(piece)
-            row.append(Segment(writer, text, tuple(piece), "length"))
-        return row
+
+        def build(query: Query) -> Row:
+            row = Row(self.pool, query, derive_seed(self.seed, query.id))
+            for writer, piece in zip(writers, pieces, strict=False):
+                text = self.pool.candidates[writer].vocabulary.decode(piece)
+                row.append(Segment(writer, text, tuple(piece), "length"))
+            return row
+
+        row = build(query)
+        if not self.truncate or fits(self.policy, row):
+            return row
+        self.truncated.add(query.id)
+        return build(shortened(query, lambda shorter: fits(self.policy, build(shorter))))
 
     def _probabilities(self, rows: Sequence[Row]) -> torch.Tensor:
         """p of each candidate at each row's next segment, before top-p; [rows, candidates], float64."""
@@ -198,7 +279,7 @@ class Mixture:
         for start in range(0, len(rows), _MAX_ROWS):
             batch = rows[start : start + _MAX_ROWS]
             for row in batch:
-                if isinstance(self.policy, SwitcherPolicy | ProbePolicy | MaskedPolicy) and not self.policy.fits(row):
+                if not fits(self.policy, row):
                     raise BeyondContext(f"query {row.trace.query.id!r}: beyond the switcher's context")
             parts.append(probabilities(self.policy, batch))
             readers: list[tuple[Reader, Engine]] = [(i, candidate.engine) for i, candidate in enumerate(self.pool)]
@@ -207,6 +288,23 @@ class Mixture:
             for row in batch:
                 row.release(readers)
         return torch.cat(parts)
+
+
+def shortened(query: Query, fits: Callable[[Query], bool]) -> Query:
+    """The query with as much of the end of its last message as fits."""
+    *earlier, last = query.messages
+    text = last["content"]
+
+    def from_place(start: int) -> Query:
+        return replace(query, messages=(*earlier, {**last, "content": text[start:]}))
+
+    return from_place(bisect_left(range(len(text)), True, key=lambda start: fits(from_place(start))))
+
+
+def _mixed(probs_C: torch.Tensor, by_writer: Mapping[int, Likelihood]) -> TextLikelihood:
+    """log Σ_i p_i P_i of a text."""
+    terms = [math.log(float(probs_C[place])) + found.log_prob for place, found in by_writer.items()]
+    return TextLikelihood(_log_sum_exp(terms), by_writer[int(probs_C.argmax())].is_greedy)
 
 
 def split_segments(vocabulary: Vocabulary, ids: Sequence[int], rule: SegmentRule, max_tokens: int) -> list[Ids]:

@@ -12,7 +12,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -228,19 +228,33 @@ def continues_word(before: bytes, token: bytes) -> bool:
 
     It does if the text ends in a letter, digit or mark (or inside a character) and the token begins with one (or with
     the rest of that character). Vocabularies mark words by a leading space, so this reads the bytes and not the
-    token's kind.
+    token's kind. Where the token holds only the beginning of its first character, it goes on with the word if one of
+    the characters that begin so would: a word is never cut for want of a byte.
     """
     if not before or not token:
         return False
     if token[0] & 0xC0 == 0x80:
         return True
     last = before[-4:].decode("utf-8", errors="ignore")[-1:]
-    first = token[:4].decode("utf-8", errors="ignore")[:1]
-    return bool(last) and bool(first) and _in_word(last) and _in_word(first)
+    if not last or not _in_word(last):
+        return False
+    first = codecs.utf_8_decode(token[:4], "replace", False)[0][:1]
+    return _in_word(first) if first else _may_be_in_word(token)
 
 
 def _in_word(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN"
+
+
+@cache
+def _may_be_in_word(beginning: bytes) -> bool:
+    """Whether a character that begins with these bytes, fewer than it has, may be a letter, digit or mark."""
+    length = 2 if beginning[0] < 0xE0 else 3 if beginning[0] < 0xF0 else 4
+    number = beginning[0] & (0x7F >> length)
+    for byte in beginning[1:]:
+        number = number << 6 | byte & 0x3F
+    bits = 6 * (length - len(beginning))
+    return any(_in_word(chr(code)) for code in range(number << bits, min(number + 1 << bits, 0x110000)))
 
 
 def _token_bytes(tokenizer: PreTrainedTokenizerBase, source: str) -> list[bytes]:

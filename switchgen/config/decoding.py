@@ -92,8 +92,12 @@ class DecodingConfig(Section):
     segment: SegmentConfig = Field(SegmentConfig(), description="a number of tokens will do")
     temperature: float = Field(0.7, ge=0, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(0.9, gt=0, le=1, description="tokens are drawn from this nucleus")
-    first: str | None = Field(None, description="candidate that always writes the first segment")
-    last: str | None = Field(None, description="candidate that always writes the last segment")
+    first: str | None = Field(
+        None, description="candidate that writes the first segment, whatever the policy; a candidate alone stays alone"
+    )
+    last: str | None = Field(
+        None, description="candidate that writes the last segment, whatever the policy; a candidate alone stays alone"
+    )
     cue: str | None = Field(None, min_length=1, description="text before the last segment, e.g. ' The final answer is'")
     eos: Literal["response", "segment"] = Field("response", description="what end-of-text by a candidate ends")
     stop: list[str] = Field([], description="strings that end the response; not part of the output")
@@ -115,3 +119,7 @@ class DecodingConfig(Section):
         if self.cue is not None and self.last is None:
             raise ValueError("cue is set but last is not: name the candidate that writes after the cue")
         return self
+
+    def alone(self) -> DecodingConfig:
+        """The settings for one candidate that writes everything: it has no first and last writer, and no cue."""
+        return self.model_copy(update={"first": None, "last": None, "cue": None})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from switchgen.config import DecodingConfig
 from switchgen.errors import ConfigError
 from switchgen.policies.base import Choice
 from switchgen.rows import Row
@@ -28,6 +29,11 @@ class FixedPolicy:
     def choose(self, rows: Sequence[Row]) -> Choice:
         """The one candidate, for every row."""
         return Choice([self.writer] * len(rows))
+
+
+def decoding_under(policy: object, decoding: DecodingConfig) -> DecodingConfig:
+    """The settings as far as they are about the policy: one candidate writes alone, first and last segment included."""
+    return decoding.alone() if isinstance(policy, FixedPolicy) else decoding
 
 
 class RandomPolicy:

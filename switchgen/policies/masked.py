@@ -65,7 +65,12 @@ class MaskedPolicy:
 
     def fits(self, row: Row) -> bool:
         """Whether the inner policy's model has room for the row."""
-        return not isinstance(self.inner, SwitcherPolicy | ProbePolicy) or self.inner.fits(row)
+        return fits(self.inner, row)
+
+
+def fits(policy: Policy, row: Row) -> bool:
+    """Whether the model that the policy asks, if it asks one, can read the row."""
+    return not isinstance(policy, SwitcherPolicy | ProbePolicy | MaskedPolicy) or policy.fits(row)
 
 
 def masked(probs_NC: torch.Tensor, masks: Sequence[frozenset[int] | None]) -> torch.Tensor:

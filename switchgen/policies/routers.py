@@ -70,6 +70,8 @@ _SHARES = ("rand", "average")
 LOG_PLAUSIBLE = math.log(0.1)
 """How far below the aligned model's likeliest token a contrast may draw, in nats."""
 
+_EMOJI_JOINERS = re.compile("[\u200d\u20e3\ufe0e\ufe0f\U000e0020-\U000e007f]")
+"""What stands within emoji without being one: joiner, keycap, variation selectors, tags (Unicode TS 51)."""
 _LIST_MARK = re.compile(r"(?:\d{1,3}|[a-zA-Z])[.)]")
 
 
@@ -218,13 +220,18 @@ def content_flags(vocabulary: Vocabulary, rule: ContentRule) -> torch.Tensor:
     """Per token, whether a content rule fires on it (bool, shape V).
 
     `punc`: the token is white space, or holds only characters of the Unicode categories P* and S* beside white space
-    (so brackets, quotes, code fences, bullets), or is a list mark such as `1.` or `b)`.
+    (so brackets, quotes, code fences, bullets, emoji with what joins their parts), or is a list mark such as `1.` or
+    `b)`.
     `fc`: the token without white space, in lower case, is in the packaged list of English function words.
+    A token that holds a part of a character is neither: what it will be is not said yet.
     """
     words = function_words() if rule == "fc" else frozenset()
     flags = torch.zeros(len(vocabulary), dtype=torch.bool)
     for index, raw in enumerate(vocabulary.token_bytes):
-        text = raw.decode("utf-8", errors="ignore")
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
         if not text or index in vocabulary.control_ids:
             continue
         flags[index] = text.strip().lower() in words if rule == "fc" else is_format(text)
@@ -232,11 +239,12 @@ def content_flags(vocabulary: Vocabulary, rule: ContentRule) -> torch.Tensor:
 
 
 def is_format(text: str) -> bool:
-    """Whether a token is punctuation or format: no letters, digits or marks except in a list mark."""
-    stripped = text.strip()
-    if not stripped or _LIST_MARK.fullmatch(stripped):
+    """Whether a token is punctuation or format: letters, digits, marks only in list marks and within emoji."""
+    visible = "".join(text.split())
+    if not visible or _LIST_MARK.fullmatch(visible):
         return True
-    return all(unicodedata.category(character)[0] in "PSZ" for character in stripped)
+    signs = _EMOJI_JOINERS.sub("", visible)
+    return bool(signs) and all(unicodedata.category(character)[0] in "PS" for character in signs)
 
 
 @lru_cache

@@ -14,6 +14,7 @@ from ladders import CORPUS
 
 from switchgen.errors import ConfigError, DataError
 from switchgen.rundir import Run, open_run
+from switchgen.trace import Query
 
 pytest.importorskip("lm_eval")
 
@@ -115,8 +116,85 @@ def test_a_pool_writes_and_scores(make_run: MakeRun) -> None:
     kwargs = {"until": ["a"], "max_gen_toks": 12, "do_sample": True, "temperature": 0.8}
     texts = model.generate_until([request(f"Say {i}.", kwargs) for i in range(5)])
     assert len(texts) == 5 and not any("a" in text for text in texts)
-    with pytest.raises(ConfigError, match="generation settings num_beams: allowed are do_sample, "):
+    with pytest.raises(ConfigError, match="num_beams: 4; allowed: 1"):
         model.generate_until([request("x", {"num_beams": 4})])
+    with pytest.raises(ConfigError, match="generation settings typical_p: allowed are do_sample, "):
+        model.generate_until([request("x", {"typical_p": 0.4})])
+    assert model.generate_until([request("Say 0.", {**kwargs, "num_beams": 1})]) == texts[:1]
+
+
+LONG = "How old is Vudak? Miro has 17 apples, pears and plums. " * 120
+
+
+def test_contexts_beyond_the_model_are_read_from_their_end(
+    tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One document beyond the context ended the run of a whole task; now a pool of one gives what `hf` gives."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from infer.harness_model import SwitchgenLM
+
+    ours = SwitchgenLM(run=one_candidate(tmp_path, home), policy="tuned")
+    theirs = HFLM(pretrained=str(home / "ladder" / "tuned"), dtype="float64", device="cpu", batch_size=1)
+    limit = ours.writer.pool.candidates[0].engine.max_positions
+    assert theirs.max_length == limit < len(theirs.tok_encode(LONG))
+
+    def asked(kind: Any, *arguments: Any) -> list[Any]:
+        return [Instance(kind, {}, one, index) for index, one in enumerate(arguments)]
+
+    pairs = asked("loglikelihood", (LONG, " 17"), ("How old?", " 17"), (LONG[:-1], " twenty two"))
+    for mine, other in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True):
+        assert mine[0] == pytest.approx(other[0], abs=1e-6) and mine[1] == other[1]
+    assert "2 of 3 requests are beyond the context" in caplog.text
+    caplog.clear()
+    documents = asked("loglikelihood_rolling", (LONG,), ("A list",))
+    assert ours.loglikelihood_rolling(documents) == pytest.approx(theirs.loglikelihood_rolling(documents), abs=1e-5)
+    kwargs = {"until": ["\n\n"], "max_gen_toks": 24, "do_sample": False}
+    (whole,) = theirs.generate_until(asked("generate_until", (LONG, kwargs)))
+    stopped = {**kwargs, "until": [whole[len(whole) // 2 :][:2]]}
+    asks = asked("generate_until", (LONG, stopped), (LONG, kwargs), ("How old?", stopped))
+    found = ours.generate_until(asks)
+    # Beyond the context the room for a character's end is taken from the response: up to 3 tokens.
+    assert found[1] and whole.startswith(found[1].rstrip("\ufffd")) and len(found[1]) > len(whole) / 2
+    others = theirs.generate_until([asks[0], asks[2]])
+    assert [text.rstrip("\ufffd") for text in (found[0], found[2])] == [text.rstrip("\ufffd") for text in others]
+    assert "2 of 3 requests are beyond the context" in caplog.text
+
+
+@pytest.mark.parametrize("policy", ["random", "untuned", "prompted-routing", "baco-p@0.1", "majority@2"])
+def test_nobody_is_kept_waiting_by_a_long_context(
+    make_run: MakeRun, policy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from infer.harness_model import SwitchgenLM
+
+    model = SwitchgenLM(run=make_run("run", "decoding.segment=8"), policy=policy)
+    kwargs = {"max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    long, *short = model.generate_until([request(text, kwargs) for text in (LONG, "a", "b")])
+    assert "1 of 3 requests are beyond the context" in caplog.text and "no answer" not in caplog.text
+    assert long and short == model.generate_until([request("-", kwargs), *(request(x, kwargs) for x in "ab")])[1:]
+    if policy.startswith(("random", "untuned", "prompted")):
+        pairs = [request(LONG, " 17"), request("How old?", " 17")]
+        scored = model.loglikelihood(pairs)
+        assert scored[1] == pytest.approx(model.loglikelihood(pairs[1:])[0]) and scored[0][0] < 0
+
+
+def test_a_merged_model_has_no_first_and_last_writer(make_run: MakeRun) -> None:
+    """`decoding.first` named a candidate that a merged model's own pool has not."""
+    from infer.choosing import chosen_options
+    from infer.harness_model import SwitchgenLM
+    from infer.merging import main as merge
+    from switchgen.tasks import Example
+
+    run = make_run("run", "decoding.first=tuned", "decoding.last=aligned", "decoding.max_new_tokens=30")
+    merge(run, ["soup"])
+    model = SwitchgenLM(run=run, policy="soup")
+    kwargs = {"max_gen_toks": 4, "do_sample": False}
+    assert model.loglikelihood([request("How old?", " 17 and " * 6)])[0][0] < 0
+    assert len(model.generate_until([request("How old?", kwargs)])) == 1
+    query = Query.from_text("Which one?")
+    example = Example("0", tuple(map(dict, query.messages)), {"choices": {"A": "one", "B": "two"}})
+    assert chosen_options(run, model.writer, [query], [example])[0]["output"] in ("A", "B")
 
 
 def test_arguments_of_the_harnesss_command(make_run: MakeRun) -> None:

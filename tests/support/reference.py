@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+import functools
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -152,6 +153,9 @@ def respond(
 ) -> Trace:
     """What the collaboration writes for one query: `policy` is a candidate's index, `random` or `switcher`."""
     trace = Trace(query, seed, list(prefix))
+    if isinstance(policy, int):
+        # One candidate is alone: nobody else writes first or last.
+        decoding = decoding.model_copy(update={"first": None, "last": None, "cue": None})
     first = None if decoding.first is None else ladder.pool.names.index(decoding.first)
     last = None if decoding.last is None else ladder.pool.names.index(decoding.last)
     reserve = 0 if last is None else decoding.segment.tokens
@@ -285,8 +289,24 @@ def goes_on_with_word(before: bytes, token: bytes) -> bool:
     """Whether a token continues the character or the word (letters, digits, marks) that the text ends in."""
     if not token or 0x80 <= token[0] < 0xC0:
         return bool(token)
-    sides = before.decode("utf-8", "ignore")[-1:], token.decode("utf-8", "ignore")[:1]
-    return all(side and unicodedata.category(side)[0] in "LMN" for side in sides)
+    last = before.decode("utf-8", "ignore")[-1:]
+    if not last or not in_word(last):
+        return False
+    if codecs.utf_8_decode(token, "replace", False)[1] > 0:
+        return in_word(token.decode("utf-8", "replace")[0])
+    return token in _word_beginnings()
+
+
+def in_word(character: str) -> bool:
+    """A letter, digit or mark."""
+    return unicodedata.category(character)[0] in "LMN"
+
+
+@functools.cache
+def _word_beginnings() -> frozenset[bytes]:
+    """Every first part of the UTF-8 of every character that words are made of."""
+    raw = [chr(code).encode() for code in range(0x80, 0x110000) if in_word(chr(code))]
+    return frozenset(one[:length] for one in raw for length in range(1, len(one)))
 
 
 def _signed(vocabulary: Vocabulary, writer: int, ids: list[int], finish: Any) -> Segment:

@@ -48,5 +48,6 @@ def test_greedy_continuations_are_known_as_such(ladder: Ladder) -> None:
 def test_nothing_and_too_much_have_no_likelihood(ladder: Ladder) -> None:
     candidate = ladder.pool.candidates[0]
     limit = candidate.engine.max_positions
-    assert likelihoods(candidate, [([1], []), ([], [1]), ([1] * limit, [1])]) == [None, None, None]
+    assert likelihoods(candidate, [([1], []), ([], [1]), ([1] * limit, [1, 1])]) == [None, None, None]
+    assert likelihoods(candidate, [([1] * limit, [1])]) != [None], "the last token is not read"
     assert likelihoods(candidate, []) == []

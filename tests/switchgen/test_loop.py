@@ -73,6 +73,20 @@ def test_cached_and_batched_equals_plain_and_alone(ladder: Ladder, name: str, po
     assert_plain(ladder, collaborate(ladder, QUERIES, policy, decoding, max_rows=2), policy, decoding)
 
 
+def test_one_candidate_is_alone(ladder: Ladder) -> None:
+    """A forced first and last writer once wrote beside the candidate that tables call alone."""
+    forced = settings("first, last and cue")
+    plain = settings()
+    for writer in (0, 1):
+        traces = collaborate(ladder, QUERIES, writer, forced)
+        assert {segment.writer for trace in traces for segment in trace.segments} == {writer}
+        assert traces == collaborate(ladder, QUERIES, writer, plain)
+    switched = {
+        segment.writer for trace in collaborate(ladder, QUERIES, "random", forced) for segment in trace.segments
+    }
+    assert switched >= {2, CUE}
+
+
 def test_the_settings_reach_every_kind_of_end(ladder: Ladder) -> None:
     """The comparisons above would say little if random models never ended a sentence, a line or a text."""
     finishes: set[str] = set()

@@ -16,6 +16,7 @@ from switchgen.errors import ConfigError, DataError
 from switchgen.mixture import Mixture, split_segments
 from switchgen.rows import Row
 from switchgen.segmentation import SegmentRule
+from switchgen.trace import Segment
 from switchgen.vocabulary import Vocabulary
 
 QUERY = Query.from_text("How old is Vudak?")
@@ -84,6 +85,50 @@ def test_a_longer_text_is_refused_or_sampled(ladder: Ladder) -> None:
     assert score(ladder, "c2", text) == pytest.approx(alone(ladder, 2, text), abs=1e-9)
     once = math.log(0.5 * math.exp(alone(ladder, 0, text)) + 0.5 * math.exp(alone(ladder, 2, text)))
     assert score(ladder, "response-rand@0.5", text) == pytest.approx(once, abs=1e-9)
+
+
+def test_the_first_writer_hands_over_to_who_is_chosen_once(ladder: Ladder) -> None:
+    """A text of two segments counted as the first writer's alone."""
+    text = " Write a list: apples, pears"
+    candidate = ladder.pool.candidates[0]
+    prompt, ids = candidate.prompt_ids(QUERY), candidate.vocabulary.encode_text(text)
+    decoding = DecodingConfig(segment=6, first="c2")
+    head, rest = ids[:6], ids[6:]
+    assert rest and not candidate.vocabulary.ends_inside_character(head)
+
+    def found(policy: str, text: str, decoding: DecodingConfig = decoding) -> float:
+        chosen = make_policy(policy, ladder.pool, switcher=ladder.switcher)
+        return Mixture(ladder.pool, chosen, decoding).score([(QUERY, text)])[0].log_prob
+
+    opening = log_prob(ladder, 2, prompt, head)
+    after = [log_prob(ladder, writer, [*prompt, *head], rest) for writer in range(3)]
+    assert found("response-rand@1", text) == pytest.approx(opening + after[0], abs=1e-9)
+    shared = math.log(0.3 * math.exp(after[0]) + 0.7 * math.exp(after[2]))
+    assert found("response-rand@0.3", text) == pytest.approx(opening + shared, abs=1e-9)
+    row = Row(ladder.pool, QUERY, 0)
+    row.append(Segment(2, candidate.vocabulary.decode(head), tuple(head), "length"))
+    routing = make_policy("routing", ladder.pool, switcher=ladder.switcher)
+    p = routing.scores([row])[0].tolist()  # type: ignore[union-attr]
+    mixed = math.log(sum(weight * math.exp(one) for weight, one in zip(p, after, strict=True)))
+    assert found("routing", text) == pytest.approx(opening + mixed, abs=1e-9)
+    short = candidate.vocabulary.decode(head)
+    assert found("response-rand@1", short) == found("routing", short) == pytest.approx(opening, abs=1e-9)
+    assert found("c1", text) == pytest.approx(alone(ladder, 1, text), abs=1e-9), "a candidate alone is alone"
+    unsure = DecodingConfig.model_validate({"segment": {"tokens": 50, "end": "h@2"}, "first": "c2"})
+    with pytest.raises(ConfigError, match="each writer ends its segments elsewhere"):
+        found("routing", text, unsure)
+
+
+def test_the_last_writers_part_is_refused(ladder: Ladder) -> None:
+    decoding = DecodingConfig(segment=6, last="c2", max_new_tokens=10)
+    policy = make_policy("response-rand@0.5", ladder.pool)
+    mixture = Mixture(ladder.pool, policy, decoding)
+    once = math.log(0.5 * math.exp(alone(ladder, 0, " 17")) + 0.5 * math.exp(alone(ladder, 2, " 17")))
+    assert mixture.score([(QUERY, " 17")])[0].log_prob == pytest.approx(once, abs=1e-9)
+    with pytest.raises(DataError, match="after 4 .* decoding.last .c2. writes; raise decoding.max_new_tokens"):
+        mixture.score([(QUERY, " Write a list: apples, pears")])
+    candidate = Mixture(ladder.pool, make_policy("c0", ladder.pool), decoding)
+    assert candidate.score([(QUERY, " Write a list: apples, pears")])[0].log_prob < 0
 
 
 def test_segments_are_cut_as_the_loop_cuts_them() -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, make_pair, route, written
+from reference import goes_on_with_word, in_word
 
 from switchgen import Pool, Query, generate
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import (
     RULES,
     RouterPolicy,
+    content_flags,
     function_words,
     is_format,
     parse_router,
@@ -149,6 +152,14 @@ def test_thousand_random_cases_against_the_stated_rules() -> None:
         ("Grö".encode(), "ße".encode(), True),
         ("🙂".encode()[:2], "🙂".encode()[2:], True),
         ("東".encode(), "京".encode(), True),
+        ("東".encode(), "京".encode()[:2], True),
+        ("東".encode(), "京".encode()[:1], True),
+        ("東".encode(), "—".encode()[:2], False),
+        (b"word", "—".encode()[:2], False),
+        (b"word", "😀".encode()[:3], False),
+        (b"word", "é".encode()[:1], True),
+        ("、".encode(), "京".encode()[:2], False),
+        (b"a", b"\xff", False),
         (b"it", b"'s", False),
         (b"line\n", b"next", False),
     ],
@@ -157,12 +168,69 @@ def test_word_continuation(before: bytes, token: bytes, expected: bool) -> None:
     assert continues_word(before, token) is expected
 
 
-@pytest.mark.parametrize("text", [",", "...", "\n\n", " -", "* ", "```", "1.", "b)", " (", "”", "$"])
+def _characters(count: int, seed: int) -> Iterator[str]:
+    """Random characters, from all of Unicode and from the blocks that texts are made of."""
+    generator = np.random.default_rng(seed)
+    for limit in (0x110000, 0x10000, 0x800, 0x250):
+        for code in generator.integers(1, limit, count // 4).tolist():
+            if not 0xD800 <= code < 0xE000:
+                yield chr(code)
+
+
+def test_a_word_is_not_cut_for_want_of_a_byte() -> None:
+    """The first bytes of a letter were taken for a word boundary: the router was asked in mid-word."""
+    befores = ["東", "a", "7", "é", "x、", " ", "(", "😀"]
+    continued = 0
+    for number, character in enumerate(_characters(20_000, seed=3)):
+        raw, before = character.encode(), befores[number % len(befores)].encode()
+        whole = continues_word(before, raw)
+        assert whole is goes_on_with_word(before, raw)
+        for length in range(1, len(raw)):
+            begun = continues_word(before, raw[:length])
+            assert begun or not whole, (before, character, length)
+            assert begun is False or in_word(before.decode()[-1])
+            assert continues_word(before + raw[:length], raw[length:]), "within a character nobody is asked"
+            continued += begun
+    assert continued > 1000
+
+
+class TokensOf:
+    """A vocabulary of these tokens."""
+
+    control_ids: frozenset[int] = frozenset()
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self.token_bytes = list(token_bytes)
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+
+def test_content_rules_do_not_fire_on_parts_of_characters() -> None:
+    """Bytes that are no character were left out: a space with the first bytes of 中 was white space alone."""
+    torn = [b" \xe4\xb8", b" \xf0\x9f", b"(\xe4", b"\n\xc3", b" the\xe2", b"the\xc3", b"\xb8\x80 ", b"\xa0,", b"\xff"]
+    heads = ("", " ", "(", " the", "\n", "1.")
+    torn += [
+        head.encode() + character.encode()[:length]
+        for head, character in zip(itertools.cycle(heads), _characters(4000, seed=4))
+        for length in range(1, len(character.encode()))
+    ]
+    vocabulary = TokensOf([*torn, b" the", b" ("])
+    assert content_flags(vocabulary, "punc").tolist() == [False] * len(torn) + [False, True]
+    assert content_flags(vocabulary, "fc").tolist() == [False] * len(torn) + [True, False]
+
+
+EMOJI = ["❤️", " ✔️", "👩‍💻", "👍🏽", "🏴\U000e0067\U000e0062\U000e007f", ")\n\n("]
+
+
+@pytest.mark.parametrize("text", [",", "...", "\n\n", " -", "* ", "```", "1.", "b)", " (", "”", "$", *EMOJI])
 def test_format(text: str) -> None:
     assert is_format(text)
 
 
-@pytest.mark.parametrize("text", ["a", "cat", " 17", "1", "é", "don't", "xy."])
+@pytest.mark.parametrize(
+    "text", ["a", "cat", " 17", "1", "é", "don't", "xy.", "\ufe0f", "\u200d", "क्‍ष", "e\u0301", "1️⃣"]
+)
 def test_not_format(text: str) -> None:
     assert not is_format(text)
 
