@@ -191,7 +191,7 @@ def plain_logprobs(server: Server, candidate: int, ids: list[int]) -> torch.Tens
     engine = server.pool.candidates[candidate].engine
 
     def forward() -> torch.Tensor:
-        engine._activate()
+        engine.activate()
         with torch.inference_mode():
             return torch.log_softmax(engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0], dim=-1)
 
