@@ -206,7 +206,8 @@ def test_logprobs_of_prompt_and_answer(server: Server) -> None:
     found = answer.choices[0].logprobs
     written = found.tokens[len(ids) :]
     assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
-    assert len(written) == answer.usage.completion_tokens
+    # A last character of several tokens is finished, but has no entries beyond `max_tokens`.
+    assert len(written) == 8 <= answer.usage.completion_tokens
     logprobs_TV = plain_logprobs(server, 1, ids)
     for position, token in enumerate(ids[1:], start=1):
         assert found.token_logprobs[position] == pytest.approx(logprobs_TV[position - 1, token].item(), abs=1e-9)
@@ -447,6 +448,37 @@ def test_the_command(home: Path, tmp_path: Path) -> None:
             assert process.wait(timeout=60) in (0, 130, -signal.SIGINT)
         finally:
             process.kill()
+
+
+def test_lm_eval_drops_one_token_whatever_was_drawn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks for one token and drops the last entry: an end of text had none, a character's first byte several,
+    and the likelihood lacked a token of the continuation or held some of the answer."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")  # lm-eval[api]
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from switchgen.engines import writing
+
+    server.wait_until_idle()
+    vocabulary = server.pool.vocabularies[0]
+    (end,) = server.pool.candidates[1].engine.stop_ids
+    ids = vocabulary.encode_text("How old is Vudak", opens=True)
+    logprobs_TV = plain_logprobs(server, 1, ids)
+    wanted = sum(logprobs_TV[place - 1, ids[place]].item() for place in range(2, len(ids)))
+    first_byte = vocabulary.token_bytes.index("🙂".encode()[:1])
+    for forced, stop in ((end, []), (first_byte, []), (vocabulary.token_bytes.index(b"a"), ["a"])):
+        monkeypatch.setattr(
+            writing, "sample_tokens", lambda logits_NV, *_, forced=forced: torch.full((len(logits_NV),), forced)
+        )
+        answer = server.client().completions.create(
+            model="tuned", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1, stop=stop
+        )
+        found = answer.choices[0].logprobs
+        assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == len(ids) + 1
+        ((total, _),) = LocalCompletionsAPI.parse_logprobs(answer.model_dump(), ctxlens=[2])
+        assert total == pytest.approx(wanted, abs=1e-9)
+        if forced == end:
+            assert found.token_logprobs[-1] == pytest.approx(logprobs_TV[-1, end].item(), abs=1e-9)
 
 
 @pytest.mark.slow
