@@ -28,7 +28,7 @@ from infer.serve.feed import Feed, Piece  # noqa: E402
 from infer.serve.worker import Worker  # noqa: E402
 from switchgen.api import generate  # noqa: E402
 from switchgen.config import DecodingConfig  # noqa: E402
-from switchgen.errors import ConfigError  # noqa: E402
+from switchgen.errors import ConfigError, ServerError  # noqa: E402
 from switchgen.ids import content_hash  # noqa: E402
 from switchgen.rows import Row  # noqa: E402
 from switchgen.rundir import Run  # noqa: E402
@@ -168,7 +168,11 @@ def test_text_and_token_prompts(server: Server) -> None:
     both = client.completions.create(prompt=[ids, ids], n=2, **settings)
     assert one.choices[0].text == other.choices[0].text == both.choices[0].text
     assert one.usage.prompt_tokens == len(ids) and len(both.choices) == 4
-    assert len({choice.text for choice in both.choices}) == 4
+    texts = [choice.text for choice in both.choices]
+    assert len(set(texts)) == 4 and texts[0] == one.choices[0].text
+    # The same answers, whatever else the request asks, and in which order.
+    mixed = client.completions.create(prompt=[ids[:2], ids, ids[:3]], n=2, **settings)
+    assert [choice.text for choice in mixed.choices][2:4] == texts[:2]
     echoed = client.completions.create(prompt=text, echo=True, **settings)
     assert echoed.choices[0].text == text + one.choices[0].text
 
@@ -411,6 +415,37 @@ def test_the_key_and_a_round_that_fails(home: Path, tmp_path: Path, monkeypatch:
             client.chat.completions.create(**settings)
         monkeypatch.setattr(engine, "write", write)
         assert client.chat.completions.create(**settings).choices[0].message.content == before
+
+
+def test_a_full_queue_and_a_server_that_stops(home: Path, tmp_path: Path) -> None:
+    """Beyond `serve.max_waiting` a request is asked to come back (429); who still waits at the end is told so (503)."""
+    small = open_ladder(home, tmp_path, "engine.max_rows=1", "serve.max_waiting=1")
+    with serving(small) as running, ThreadPoolExecutor(1) as thread:
+        settings = {"model": "aligned", "messages": MESSAGES, "max_tokens": 400, "temperature": 2.0, "top_p": 1.0}
+        chunks = running.client().chat.completions.create(stream=True, **settings)
+        next(iter(chunks))
+        second = thread.submit(running.client().chat.completions.create, **settings)
+        while running.worker._num_rows < 2:
+            time.sleep(0.005)
+        with pytest.raises(openai.RateLimitError, match="2 answers are being written or wait, 2 may") as refused:
+            running.client().chat.completions.create(**settings)
+        assert refused.value.response.headers["Retry-After"] == "1" and refused.value.code == "queue_full"
+        running.worker.stop()
+        with pytest.raises(openai.InternalServerError, match="the server is stopping") as stopped:
+            second.result()
+        assert stopped.value.status_code == 503 and stopped.value.code == "stopping"
+
+
+def test_a_candidates_own_server_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not this server's fault: a 502, and what went wrong there."""
+
+    def fail(*_: Any) -> None:
+        raise ServerError("aligned: no server answered in 3 tries")
+
+    monkeypatch.setattr(server.pool.candidates[2].engine, "write", fail)
+    with pytest.raises(openai.InternalServerError, match="no server answered in 3 tries") as caught:
+        server.client().chat.completions.create(model="aligned", messages=MESSAGES)
+    assert caught.value.status_code == 502
 
 
 def test_a_key_of_other_letters(home: Path, tmp_path: Path) -> None:
