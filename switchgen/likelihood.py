@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from switchgen.candidates import Candidate
-from switchgen.engines.base import Context
 from switchgen.engines.local import LocalEngine
 from switchgen.engines.remote import RemoteEngine
 from switchgen.errors import ConfigError
-from switchgen.trace import Query
 
 _MAX_LOGITS = 1 << 25
 """Numbers of one batch's logits: 128 MB in float32."""
@@ -62,8 +60,6 @@ def likelihoods(candidate: Candidate, pairs: Sequence[tuple[Sequence[int], Seque
     ]  # fmt: skip
     order = sorted({key for key in keys if key is not None}, key=lambda key: (-len(key[0]) - len(key[1]), key))
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood] = {}
-    if order:
-        _make_active(candidate)
     start = 0
     while start < len(order):
         width = len(order[start][0]) + len(order[start][1]) - 1
@@ -85,6 +81,7 @@ def _read(
         ids_BT[index, :length] = torch.tensor([*context, *continuation])
         mask_BT[index, : length - 1] = 1
     assert isinstance(candidate.engine, LocalEngine), "checked by the caller"
+    candidate.engine.activate()
     model, device = candidate.engine.model, candidate.engine.device
     read_BT, next_BT = ids_BT[:, :-1].to(device), ids_BT[:, 1:].to(device)
     logits_BTV = model(input_ids=read_BT, attention_mask=mask_BT.to(device), use_cache=False).logits
@@ -99,10 +96,3 @@ def _read(
             Likelihood(float(log_probs_BT[index, span].sum()), len(continuation), bool(greedy_BT[index, span].all()))
         )
     return read
-
-
-def _make_active(candidate: Candidate) -> None:
-    """Have the engine switch its adapter on, where candidates share weights: beginning a batch does that."""
-    context = Context(candidate.prompt_ids(Query.from_text("x"))[:1])
-    candidate.engine.begin([context])
-    candidate.engine.release(context)

@@ -97,24 +97,24 @@ class Loop:
         for done in self.rounds(rows, release=release):
             yield from done
 
-    def rounds(self, rows: Iterable[Row | None], *, release: bool = True) -> Iterator[list[Row]]:
+    def rounds(self, rows: Iterable[Row | None], *, release: bool = True, live: bool = False) -> Iterator[list[Row]]:
         """The same, round by round: admit, decide, let one queue be written; yields the rows that finished.
 
         Args:
             rows: None stands for "nobody waits at the moment": the round goes on with the rows in flight.
+            live: whether somebody waits for each row: none is left behind for fuller batches.
         """
         waiting = Waiting(rows)
         in_flight: set[Row] = set()
         try:
-            yield from self._rounds(waiting, in_flight, release)
+            yield from self._rounds(waiting, in_flight, Queues(self._families, live=live), release)
         finally:
             # Who asks for no more rounds, or an error, takes the rows in flight along.
             if release:
                 for row in in_flight:
                     self._retire(row, release)
 
-    def _rounds(self, waiting: Waiting, in_flight: set[Row], release: bool) -> Iterator[list[Row]]:
-        queues = Queues(self._families)
+    def _rounds(self, waiting: Waiting, in_flight: set[Row], queues: Queues, release: bool) -> Iterator[list[Row]]:
         undecided: list[Row] = []
         while in_flight or waiting.more:
             done: list[Row] = []

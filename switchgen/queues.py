@@ -10,6 +10,8 @@ from switchgen.trace import Decision
 
 # How much more a row counts that has more left to write, once no other row comes for its place.
 _LAST_ROWS = 4
+# Rounds after which a queue goes next whoever else waits, where somebody waits for its rows.
+_PATIENCE = 4
 
 
 class Waiting:
@@ -56,10 +58,14 @@ class Queues:
 
     Args:
         families: candidates that write together.
+        live: whether somebody waits for each row: no queue is left behind for more than a few rounds.
     """
 
-    def __init__(self, families: Sequence[Sequence[int]]) -> None:
+    def __init__(self, families: Sequence[Sequence[int]], *, live: bool = False) -> None:
         self._families = families
+        self._live = live
+        self._waited = [0] * len(families)
+        """Rounds for which each family's rows have waited."""
         self._turns: dict[int, list[Turn]] = {index: [] for group in families for index in group}
 
     def add(self, turn: Turn) -> None:
@@ -78,11 +84,17 @@ class Queues:
             refilled: whether rows come for the places of those that finish.
         """
 
-        def weight(group: Sequence[int]) -> tuple[int, int]:
-            turns = [turn for index in group for turn in self._turns[index]]
-            return 0 if refilled else sum(turn.left**_LAST_ROWS for turn in turns), len(turns)
+        def weight(family: int) -> tuple[int, int, int]:
+            turns = [turn for index in self._families[family] for turn in self._turns[index]]
+            overdue = self._waited[family] if self._live and self._waited[family] >= _PATIENCE else 0
+            return overdue, 0 if refilled else sum(turn.left**_LAST_ROWS for turn in turns), len(turns)
 
-        writers = max(self._families, key=weight)
+        chosen = max(range(len(self._families)), key=weight)
+        writers = self._families[chosen]
         taken = {index: self._turns[index] for index in writers if self._turns[index]}
         self._turns.update({index: [] for index in writers})
+        self._waited = [
+            waited + 1 if any(self._turns[index] for index in family) else 0
+            for waited, family in zip(self._waited, self._families, strict=True)
+        ]
         return taken

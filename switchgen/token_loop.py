@@ -67,21 +67,22 @@ class TokenLoop:
             yield from done
 
     @torch.inference_mode()
-    def rounds(self, rows: Iterable[Row | None]) -> Iterator[list[Row]]:
+    def rounds(self, rows: Iterable[Row | None], *, live: bool = False) -> Iterator[list[Row]]:
         """The same, round by round; yields the rows that finished.
 
         Args:
             rows: None stands for "nobody waits at the moment": the next one is asked for a segment's length later.
+            live: whether somebody waits for each row: no round is longer than a segment.
         """
         pens: list[TokenPen] = []
         try:
-            yield from self._rounds(iter(rows), pens)
+            yield from self._rounds(iter(rows), pens, live)
         finally:
             # Who asks for no more rounds, or an error, takes the rows in flight along.
             for pen in pens:
                 self._forget(pen.row)
 
-    def _rounds(self, source: Iterator[Row | None], pens: list[TokenPen]) -> Iterator[list[Row]]:
+    def _rounds(self, source: Iterator[Row | None], pens: list[TokenPen], live: bool) -> Iterator[list[Row]]:
         exhausted = False
         while pens or not exhausted:
             finished: list[Row] = []
@@ -98,7 +99,7 @@ class TokenLoop:
                 else:
                     finished.append(row)
             if pens:
-                done, pens[:] = self._turn(pens, exhausted=exhausted)
+                done, pens[:] = self._turn(pens, exhausted=exhausted, live=live)
                 for pen in done:
                     pen.sign(self.vocabulary, self.places, self._stop)
                     self._forget(pen.row)
@@ -114,18 +115,20 @@ class TokenLoop:
         """Rows that are stepped together: both models keep the caches of all of them."""
         return min(self.max_rows, *(engine.max_slots for engine in self.engines))
 
-    def _turn(self, pens: list[TokenPen], *, exhausted: bool) -> tuple[list[TokenPen], list[TokenPen]]:
+    def _turn(self, pens: list[TokenPen], *, exhausted: bool, live: bool) -> tuple[list[TokenPen], list[TokenPen]]:
         """Step as many rows as there is room for; (done, still going). Half as many where they do not fit in memory.
 
         Args:
             exhausted: whether no more rows come.
+            live: whether to come back after a segment's length even where no other row could come in.
 
         Raises:
             MemoryError, RuntimeError: a single row does not fit.
         """
         room = self._room
         now, later = pens[:room], pens[room:]
-        steps = self.decoding.segment.tokens if not exhausted and len(pens) < room else None
+        comes_back = live or (not exhausted and len(pens) < room)
+        steps = self.decoding.segment.tokens if comes_back else None
         try:
             done, now = self._step_until_done(now, refill=not exhausted or bool(later), max_steps=steps)
         except (MemoryError, RuntimeError) as error:

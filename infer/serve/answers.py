@@ -44,33 +44,51 @@ class Scored:
 def score_answer(asked: Asked, row: Row, body: ChatBody | CompletionBody) -> list[Scored]:
     """Log-probabilities of an answer's tokens by who wrote them, and of its prompt's if that is echoed.
 
-    Runs on the writing thread. A cue's tokens are nobody's and have none.
+    Runs on the writing thread. A cue's tokens are nobody's and have none. Behind an echoed prompt stand at most
+    `max_tokens` tokens, and an answer that ended before has one more for its end, the writer's end of text: clients
+    that score a prompt (lm-eval) ask for one token and drop one.
     """
     num_top, pool = body.num_top, row.pool
     assert num_top is not None
-    scored: list[Scored] = []
-    offset = 0
-    if isinstance(body, CompletionBody) and body.echo:
-        candidate = scorer_of(asked)
-        vocabulary = pool.candidates[candidate].vocabulary
-        ids = row.prompt_ids(candidate)
-        scores = pool.candidates[candidate].engine.token_scores(ids, 0, num_top)
-        starts, offset = _offsets(vocabulary, ids)
-        scored += [Scored(score, vocabulary, start) for score, start in zip(scores, starts, strict=True)]
+    echoes = isinstance(body, CompletionBody) and body.echo
+    prompt_scored, offset = _score_prompt(asked, row, num_top) if echoes else ([], 0)
     segments = row.trace.segments
     starts = list(accumulate((len(segment.text) for segment in segments), initial=offset))
+    scored: list[Scored] = []
+    end: list[Scored] = []
     for writer in {segment.writer for segment in segments} - {CUE}:
         vocabulary = pool.candidates[writer].vocabulary
         prompt = row.prompt_ids(writer)
         parts = [_ids_for(row, segment, writer) for segment in segments]
-        context = [*prompt, *chain.from_iterable(parts)]
+        end_ids = _end_ids(row) if echoes and segments[-1].writer == writer else []
+        context = [*prompt, *chain.from_iterable(parts), *end_ids]
         scores = iter(pool.candidates[writer].engine.token_scores(context, len(prompt), num_top))
         for segment, part, start in zip(segments, parts, starts, strict=False):
             own = list(islice(scores, len(part)))
             if segment.writer == writer:
                 places = [start + place for place in _offsets(vocabulary, part)[0]]
                 scored += [Scored(score, vocabulary, place) for score, place in zip(own, places, strict=True)]
-    return sorted(scored, key=lambda item: item.offset)
+        end += [Scored(score, vocabulary, starts[-1]) for score in scores]
+    scored = [*sorted(scored, key=lambda item: item.offset), *end]
+    return [*prompt_scored, *scored[: asked.decoding.max_new_tokens]] if echoes else scored
+
+
+def _score_prompt(asked: Asked, row: Row, num_top: int) -> tuple[list[Scored], int]:
+    """Log-probabilities of a prompt's tokens, and its characters."""
+    candidate = row.pool.candidates[scorer_of(asked)]
+    ids = row.prompt_ids(scorer_of(asked))
+    scores = candidate.engine.token_scores(ids, 0, num_top)
+    starts, length = _offsets(candidate.vocabulary, ids)
+    return [Scored(score, candidate.vocabulary, start) for score, start in zip(scores, starts, strict=True)], length
+
+
+def _end_ids(row: Row) -> list[int]:
+    """The token that stands for the end of an answer that has ended by itself, or at a stop string."""
+    engine = row.pool.candidates[row.trace.segments[-1].writer].engine
+    if row.trace.finish not in ("eos", "stop") or not engine.stop_ids:
+        return []
+    usual = engine.vocabulary.tokenizer.eos_token_id
+    return [usual if usual in engine.stop_ids else min(engine.stop_ids)]
 
 
 def _ids_for(row: Row, segment: Segment, reader: int) -> Sequence[int]:

@@ -17,7 +17,7 @@ from infer.serve.answering import answer
 from infer.serve.asked import find_writer, model_names
 from infer.serve.protocol import PREFIX, ApiError, ChatBody, CompletionBody, parse
 from infer.serve.worker import Worker
-from switchgen.errors import ServerError, SwitchgenError
+from switchgen.errors import SwitchgenError
 
 
 def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
@@ -48,7 +48,7 @@ def make_app(worker: Worker, *, api_key: str | None = None) -> FastAPI:
         if isinstance(error, HTTPException):
             error = ApiError(error.status_code, str(error.detail))
         elif isinstance(error, SwitchgenError):
-            error = ApiError(502 if isinstance(error, ServerError) else 400, str(error))
+            error = ApiError(400, str(error))
         assert isinstance(error, ApiError)
         headers = {"Retry-After": "1"} if error.status == 429 else None
         return JSONResponse(error.body(), error.status, headers)

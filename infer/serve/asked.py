@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from infer.serve.protocol import PREFIX, ApiError, ChatBody, CompletionBody
@@ -31,14 +33,14 @@ class Asked:
     writer: Writer
     decoding: DecodingConfig
     rows: list[Row]
-    """`n` for each prompt, prompt by prompt."""
+    """`num_choices` for each prompt, prompt by prompt."""
+    num_choices: int
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts, each once, as the last candidate reads them."""
         last = len(self.writer.pool) - 1
-        queries = {row.trace.query.id: row for row in self.rows}
-        return sum(len(row.prompt_ids(last)) for row in queries.values())
+        return sum(len(row.prompt_ids(last)) for row in self.rows[:: self.num_choices])
 
 
 def understand(worker: Worker, body: ChatBody | CompletionBody) -> Asked:
@@ -57,20 +59,20 @@ def understand(worker: Worker, body: ChatBody | CompletionBody) -> Asked:
     seed = secrets.randbits(62) if body.seed is None else body.seed
     if isinstance(body, ChatBody):
         messages = tuple(message.plain() for message in body.messages)
-        prompts: list[tuple[Query, dict[int, list[int]] | None]] = [
-            (Query(content_hash(list(messages)), messages), None)
-        ]
+        prompts: list[Prompt] = [(Query(content_hash(list(messages)), messages), None)]
     else:
-        prompts = [_raw_prompt(writer.pool, index, prompt) for index, prompt in enumerate(body.prompts)]
+        prompts = [_raw_prompt(writer.pool, prompt) for prompt in body.prompts]
     terms = Terms(writer.policy, decoding)  # type: ignore[arg-type]
+    # Two equal prompts of one request get different answers: theirs are counted through.
+    number: defaultdict[str, Iterator[int]] = defaultdict(count)
     rows = [
-        Row(writer.pool, query, response_seed(seed, query.id, choice), prompts=ids, terms=terms)
+        Row(writer.pool, query, response_seed(seed, query.id, next(number[query.id])), prompts=ids, terms=terms)
         for query, ids in prompts
-        for choice in range(body.num_choices)
+        for _ in range(body.num_choices)
     ]
     for row in rows[:: body.num_choices]:
         _read_prompts(row)
-    return Asked(writer, decoding, rows)
+    return Asked(writer, decoding, rows, body.num_choices)
 
 
 def find_writer(worker: Worker, model: str) -> Writer:
@@ -131,7 +133,7 @@ def _decoding(worker: Worker, writer: Writer, body: ChatBody | CompletionBody) -
     return own.model_copy(update=changes)
 
 
-def _raw_prompt(pool: Pool, index: int, prompt: str | Sequence[int]) -> Prompt:
+def _raw_prompt(pool: Pool, prompt: str | Sequence[int]) -> Prompt:
     """A prompt that is no conversation: every candidate reads the text as it is, or exactly these tokens."""
     vocabularies = pool.vocabularies
     if isinstance(prompt, str):
@@ -149,9 +151,7 @@ def _raw_prompt(pool: Pool, index: int, prompt: str | Sequence[int]) -> Prompt:
         ids = {place: list(prompt) for place in range(len(pool))}
     if not all(ids.values()):
         raise ApiError(400, "prompt: is empty", param="prompt")
-    # Two equal prompts of one request get different answers.
-    query = Query(f"{index}-{content_hash([text])}", ({"role": "user", "content": text},))
-    return query, ids
+    return Query(content_hash([text]), ({"role": "user", "content": text},)), ids
 
 
 def check_prompts_fit(asked: Asked, candidate: int) -> None:

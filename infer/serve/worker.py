@@ -18,7 +18,7 @@ from typing import TypeVar
 from infer.serve.protocol import ApiError
 from switchgen.api import make_loop
 from switchgen.assembly import Writer, check_writers, is_own_model, load_writers, make_run_policy
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, ServerError
 from switchgen.loop import Loop
 from switchgen.policies.responses import is_response_policy
 from switchgen.policies.routers import RouterPolicy
@@ -54,7 +54,7 @@ class Lane:
         self._left = left
         self.waiting: deque[Ticket] = deque()
         self.flying: dict[Row, Ticket] = {}
-        self._rounds = loop.rounds(self._source())
+        self._rounds = loop.rounds(self._source(), live=True)
 
     @property
     def busy(self) -> bool:
@@ -213,7 +213,9 @@ class Worker:
             # One request must not take the server down with it; those whose rows were in the same batch are told.
             logger.exception("serve: a round failed; its %d answers are given up", len(lane.flying))
             del self._lanes[key]
-            lane.abandon(ApiError(500, f"writing failed: {type(error).__name__}: {error}", code="writing_failed"))
+            # A candidate's own server, if not a fault of this one.
+            status = 502 if isinstance(error, ServerError) else 500
+            lane.abandon(ApiError(status, f"writing failed: {type(error).__name__}: {error}", code="writing_failed"))
             self._forget()
             return
         if not lane.busy:

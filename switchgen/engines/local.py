@@ -21,7 +21,7 @@ class LocalEngine:
 
     Args:
         model: a causal LM in eval mode.
-        activate: called before forwards; switches the right adapter on where several engines share one model.
+        activate: called before every forward; switches the right adapter on where several engines share one model.
     """
 
     halved = False
@@ -45,7 +45,7 @@ class LocalEngine:
         self.hidden_size: int = model.config.get_text_config().hidden_size
         self.stats = EngineStats()
         self.device = input_device(model)
-        self._activate = activate or (lambda: None)
+        self.activate = activate or (lambda: None)
         logits_size = model.get_output_embeddings().weight.shape[0]
         self.banned_ids = torch.tensor(
             banned_tokens(vocabulary, stop_ids, logits_size), dtype=torch.long, device=self.device
@@ -53,7 +53,7 @@ class LocalEngine:
 
     def token_scores(self, ids: Sequence[int], first: int, num_top: int) -> list[TokenScore]:
         """Log-probabilities of `ids[first:]`; see `scoring.score_tokens`."""
-        self._activate()
+        self.activate()
         return score_tokens(self.model, self.device, ids, first, num_top)
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from itertools import chain
+from threading import Event
 from typing import Any, NoReturn
 
 import torch
@@ -29,6 +30,9 @@ from switchgen.segmentation import SegmentRule
 from switchgen.vocabulary import Vocabulary
 
 logger = logging.getLogger("switchgen")
+
+_FINISHED = ("stop", "length")
+"""How an answer ends that is whole: at its end of text, or at its length. Others were broken off (abort, …)."""
 
 
 class RemoteEngine:
@@ -79,14 +83,20 @@ class RemoteEngine:
         """
         return write_remotely([(self, items)], params, rule, stop)[0]
 
-    def send(self, items: Sequence[WriteItem], params: SamplingParams, rule: SegmentRule) -> list[Future[Any]]:
-        """Ask for the items' segments; the answers are to be collected."""
+    def send(
+        self, items: Sequence[WriteItem], params: SamplingParams, rule: SegmentRule, given_up: Event
+    ) -> list[Future[Any]]:
+        """Ask for the items' segments; the answers are to be collected.
+
+        Args:
+            given_up: set once nobody waits for them any more.
+        """
         if items and self.takes_tokens is None:
             # The first request shows what the servers take; the others follow it.
             first: Future[Any] = Future()
-            first.set_result(self._ask(items[0], params, rule))
-            return [first, *self.send(items[1:], params, rule)]
-        return [self._threads.submit(self._ask, item, params, rule) for item in items]
+            first.set_result(self._ask(items[0], params, rule, given_up))
+            return [first, *self.send(items[1:], params, rule, given_up)]
+        return [self._threads.submit(self._ask, item, params, rule, given_up) for item in items]
 
     def collect(
         self, items: Sequence[WriteItem], answers: Sequence[Future[Any]], rule: SegmentRule, stop: Sequence[bytes]
@@ -132,10 +142,6 @@ class RemoteEngine:
         return ConfigError(f"{self.name}: engine openai writes segments; it cannot be used {what}: that needs the "
                            "model in this process (engine: transformers)")  # fmt: skip
 
-    def give_up(self) -> None:
-        """Send nothing any more, on the way to the end of the process."""
-        self._replicas.stop()
-
     def release(self, context: Context) -> None:
         """Servers see for themselves what they keep."""
 
@@ -144,9 +150,8 @@ class RemoteEngine:
 
     # -- one request ----------------------------------------------------------------------------------------------
 
-    def _ask(self, item: WriteItem, params: SamplingParams, rule: SegmentRule) -> dict[str, Any]:
-        """The server's choice for one item."""
-        ids = item.context.ids
+    def _ask(self, item: WriteItem, params: SamplingParams, rule: SegmentRule, given_up: Event) -> dict[str, Any]:
+        """The server's choice for one item; asked for again where the server broke it off."""
         body: dict[str, Any] = {
             "model": self._model,
             "max_tokens": item.max_tokens + rule.max_extra,
@@ -155,9 +160,25 @@ class RemoteEngine:
             # The same row draws the same text again, as far as the server's sampling allows it.
             "seed": derive_seed(item.seed, item.token_index) & 0x7FFFFFFF,
         }
+        for _ in range(self._replicas.retries + 1):
+            answer = self._post(body, item.context.ids, given_up)
+            try:
+                choice: dict[str, Any] = answer["choices"][0]
+                assert isinstance(choice["text"], str)
+            except (KeyError, IndexError, TypeError, AssertionError):
+                raise ServerError(f"{self.name}: an answer without choices[0].text: {str(answer)[:200]}") from None
+            if choice.get("finish_reason") in _FINISHED:
+                return choice
+        raise ServerError(
+            f"{self.name}: a server ended an answer with finish_reason {choice.get('finish_reason')!r}, "
+            f"{self._replicas.retries + 1} times; allowed: {', '.join(_FINISHED)}"
+        )
+
+    def _post(self, body: dict[str, Any], ids: Sequence[int], given_up: Event) -> dict[str, Any]:
+        """A server's answer; the prompt as tokens or as text."""
         if self.takes_tokens is not False:
             try:
-                answer = self._replicas.post("completions", {**body, "prompt": ids})
+                answer = self._replicas.post("completions", {**body, "prompt": list(ids)}, given_up)
             except Refused as error:
                 if self.takes_tokens:
                     raise
@@ -165,19 +186,13 @@ class RemoteEngine:
                 self.takes_tokens = False
             else:
                 self.takes_tokens = True
-        if self.takes_tokens is False:
-            answer = self._replicas.post("completions", {**body, "prompt": self.as_text(ids)})
-        try:
-            choice: dict[str, Any] = answer["choices"][0]
-            assert isinstance(choice["text"], str)
-        except (KeyError, IndexError, TypeError, AssertionError):
-            raise ServerError(f"{self.name}: an answer without choices[0].text: {str(answer)[:200]}") from None
-        return choice
+                return answer
+        return self._replicas.post("completions", {**body, "prompt": self.as_text(ids)}, given_up)
 
     def _take(self, item: WriteItem, choice: dict[str, Any], rule: SegmentRule, stop: Sequence[bytes]) -> Written:
         # JSON may hold half a surrogate pair, which is no text.
         text = str(choice["text"]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ended = choice.get("finish_reason") != "length"
+        ended = choice["finish_reason"] == "stop"
         if not ended:
             # The server's tokens may end inside a character.
             text = text.rstrip("\ufffd")
@@ -232,18 +247,18 @@ def write_remotely(
 ) -> list[list[Written]]:
     """Segments of several remote candidates, all their requests in flight together; in the parts' order."""
     sent: list[list[Future[Any]]] = []
+    given_up = Event()
     try:
         for engine, items in parts:
-            sent.append(engine.send(items, params, rule))
+            sent.append(engine.send(items, params, rule, given_up))
+        for answer in wait(chain.from_iterable(sent), return_when=FIRST_EXCEPTION).done:
+            answer.result()
         return [
             engine.collect(items, answers, rule, stop) for (engine, items), answers in zip(parts, sent, strict=True)
         ]
-    except (KeyboardInterrupt, SystemExit):
-        # The process waits for its threads: they must not send the same requests again and again.
-        for engine, _ in parts:
-            engine.give_up()
-        raise
     finally:
-        # Where one was given up, the others need not be asked for any more.
+        # Where one was given up, the others need not be asked for any more. The process waits for its threads: they
+        # must not send the same requests again and again.
+        given_up.set()
         for answer in chain.from_iterable(sent):
             answer.cancel()

@@ -66,7 +66,6 @@ class SnapshotEngine(LocalEngine):
         names = inspect.signature(model.forward).parameters
         self._cache_name = next((name for name in ("past_key_values", "cache_params") if name in names), None)
         self._keeps_logits = "logits_to_keep" in names
-        self._activate()
         self.feeding: Feeding = self._find_feeding()
 
     # -- the engine's contract ------------------------------------------------------------------------------------
@@ -87,13 +86,11 @@ class SnapshotEngine(LocalEngine):
 
     def begin(self, contexts: Sequence[Context]) -> SnapshotSession:
         """Rows to be stepped; what their caches miss is fed with the first step."""
-        self._activate()
         return SnapshotSession(self, contexts)
 
     @torch.inference_mode()
     def label_logits(self, contexts: Sequence[Context], suffix: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
         """Logits of the label tokens after context + suffix; the suffix is fed to a copy of the cache."""
-        self._activate()
         rows = []
         for context in contexts:
             if self.feeding == "nothing kept":
@@ -115,7 +112,7 @@ class SnapshotEngine(LocalEngine):
     @torch.inference_mode()
     def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:
         """The state that the LM head reads, after each context's last token; every context is read anew."""
-        self._activate()
+        self.activate()
         rows = []
         for context in contexts:
             self.stats.read_tokens += len(context.ids)
@@ -179,6 +176,8 @@ class SnapshotEngine(LocalEngine):
         return logits
 
     def _forward(self, ids: Sequence[int], cache: Any) -> torch.Tensor:
+        # Here, for engines over one model may be stepped by turns.
+        self.activate()
         started = time.perf_counter()
         arguments: dict[str, Any] = {"use_cache": cache is not None}
         if self._cache_name is not None and cache is not None:

@@ -88,7 +88,6 @@ class SlotEngine(LocalEngine):
     @torch.inference_mode()
     def label_logits(self, contexts: Sequence[Context], suffix: Sequence[int], labels: Sequence[int]) -> torch.Tensor:
         """Logits of the label tokens after context + suffix; one packed read, the suffix rewound."""
-        self._activate()
         return torch.stack(
             in_batches(self, contexts, contexts, lambda batch: self._label_logits(batch, suffix, labels))
         )
@@ -112,7 +111,6 @@ class SlotEngine(LocalEngine):
     @torch.inference_mode()
     def hidden(self, contexts: Sequence[Context]) -> torch.Tensor:
         """The state that the LM head reads, after each context's last token; packed reads of what is missing."""
-        self._activate()
         return torch.stack(in_batches(self, contexts, contexts, self._hidden))
 
     def _hidden(self, contexts: Sequence[Context]) -> list[torch.Tensor]:
@@ -138,7 +136,6 @@ class SlotEngine(LocalEngine):
     @torch.inference_mode()
     def begin(self, contexts: Sequence[Context]) -> SlotSession:
         """Catch up with every context (all but its last token) and make the rows a batch in the first slots."""
-        self._activate()
         for context in contexts:
             # A drawn token that was not appended (an end of text, a sentence's next word) left nothing unread: the
             # last token is fed once more.
@@ -149,7 +146,6 @@ class SlotEngine(LocalEngine):
     @torch.inference_mode()
     def read(self, contexts: Sequence[Context], leave: int = 0) -> None:
         """Read contexts ahead of time, except their last `leave` tokens."""
-        self._activate()
         self.catch_up(contexts, leave)
 
     def clear(self) -> None:
@@ -207,6 +203,8 @@ class SlotEngine(LocalEngine):
         self, module: torch.nn.Module, plan: Plan, ids: torch.Tensor, positions: torch.Tensor, **kwargs: Any
     ) -> Any:
         """One forward of the model, or of its body alone, that feeds what the plan says."""
+        # Here, for engines over one model may be stepped by turns.
+        self.activate()
         self.cache.set_plan(plan)
         # The 4-D mask is a marker: models hand it on as it is instead of building their own; slots do the masking.
         marker = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=self.device)

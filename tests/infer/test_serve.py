@@ -28,7 +28,7 @@ from infer.serve.feed import Feed, Piece  # noqa: E402
 from infer.serve.worker import Worker  # noqa: E402
 from switchgen.api import generate  # noqa: E402
 from switchgen.config import DecodingConfig  # noqa: E402
-from switchgen.errors import ConfigError  # noqa: E402
+from switchgen.errors import ConfigError, ServerError  # noqa: E402
 from switchgen.ids import content_hash  # noqa: E402
 from switchgen.rows import Row  # noqa: E402
 from switchgen.rundir import Run  # noqa: E402
@@ -168,7 +168,11 @@ def test_text_and_token_prompts(server: Server) -> None:
     both = client.completions.create(prompt=[ids, ids], n=2, **settings)
     assert one.choices[0].text == other.choices[0].text == both.choices[0].text
     assert one.usage.prompt_tokens == len(ids) and len(both.choices) == 4
-    assert len({choice.text for choice in both.choices}) == 4
+    texts = [choice.text for choice in both.choices]
+    assert len(set(texts)) == 4 and texts[0] == one.choices[0].text
+    # The same answers, whatever else the request asks, and in which order.
+    mixed = client.completions.create(prompt=[ids[:2], ids, ids[:3]], n=2, **settings)
+    assert [choice.text for choice in mixed.choices][2:4] == texts[:2]
     echoed = client.completions.create(prompt=text, echo=True, **settings)
     assert echoed.choices[0].text == text + one.choices[0].text
 
@@ -191,7 +195,7 @@ def plain_logprobs(server: Server, candidate: int, ids: list[int]) -> torch.Tens
     engine = server.pool.candidates[candidate].engine
 
     def forward() -> torch.Tensor:
-        engine._activate()
+        engine.activate()
         with torch.inference_mode():
             return torch.log_softmax(engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0], dim=-1)
 
@@ -206,7 +210,8 @@ def test_logprobs_of_prompt_and_answer(server: Server) -> None:
     found = answer.choices[0].logprobs
     written = found.tokens[len(ids) :]
     assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
-    assert len(written) == answer.usage.completion_tokens
+    # A last character of several tokens is finished, but has no entries beyond `max_tokens`.
+    assert len(written) == 8 <= answer.usage.completion_tokens
     logprobs_TV = plain_logprobs(server, 1, ids)
     for position, token in enumerate(ids[1:], start=1):
         assert found.token_logprobs[position] == pytest.approx(logprobs_TV[position - 1, token].item(), abs=1e-9)
@@ -412,6 +417,37 @@ def test_the_key_and_a_round_that_fails(home: Path, tmp_path: Path, monkeypatch:
         assert client.chat.completions.create(**settings).choices[0].message.content == before
 
 
+def test_a_full_queue_and_a_server_that_stops(home: Path, tmp_path: Path) -> None:
+    """Beyond `serve.max_waiting` a request is asked to come back (429); who still waits at the end is told so (503)."""
+    small = open_ladder(home, tmp_path, "engine.max_rows=1", "serve.max_waiting=1")
+    with serving(small) as running, ThreadPoolExecutor(1) as thread:
+        settings = {"model": "aligned", "messages": MESSAGES, "max_tokens": 400, "temperature": 2.0, "top_p": 1.0}
+        chunks = running.client().chat.completions.create(stream=True, **settings)
+        next(iter(chunks))
+        second = thread.submit(running.client().chat.completions.create, **settings)
+        while running.worker._num_rows < 2:
+            time.sleep(0.005)
+        with pytest.raises(openai.RateLimitError, match="2 answers are being written or wait, 2 may") as refused:
+            running.client().chat.completions.create(**settings)
+        assert refused.value.response.headers["Retry-After"] == "1" and refused.value.code == "queue_full"
+        running.worker.stop()
+        with pytest.raises(openai.InternalServerError, match="the server is stopping") as stopped:
+            second.result()
+        assert stopped.value.status_code == 503 and stopped.value.code == "stopping"
+
+
+def test_a_candidates_own_server_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not this server's fault: a 502, and what went wrong there."""
+
+    def fail(*_: Any) -> None:
+        raise ServerError("aligned: no server answered in 3 tries")
+
+    monkeypatch.setattr(server.pool.candidates[2].engine, "write", fail)
+    with pytest.raises(openai.InternalServerError, match="no server answered in 3 tries") as caught:
+        server.client().chat.completions.create(model="aligned", messages=MESSAGES)
+    assert caught.value.status_code == 502
+
+
 def test_a_key_of_other_letters(home: Path, tmp_path: Path) -> None:
     with serving(open_ladder(home, tmp_path), api_key="schlüssel-鍵") as running:
         url = f"http://127.0.0.1:{running.port}/v1/models"
@@ -447,6 +483,37 @@ def test_the_command(home: Path, tmp_path: Path) -> None:
             assert process.wait(timeout=60) in (0, 130, -signal.SIGINT)
         finally:
             process.kill()
+
+
+def test_lm_eval_drops_one_token_whatever_was_drawn(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks for one token and drops the last entry: an end of text had none, a character's first byte several,
+    and the likelihood lacked a token of the continuation or held some of the answer."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")  # lm-eval[api]
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    from switchgen.engines import writing
+
+    server.wait_until_idle()
+    vocabulary = server.pool.vocabularies[0]
+    (end,) = server.pool.candidates[1].engine.stop_ids
+    ids = vocabulary.encode_text("How old is Vudak", opens=True)
+    logprobs_TV = plain_logprobs(server, 1, ids)
+    wanted = sum(logprobs_TV[place - 1, ids[place]].item() for place in range(2, len(ids)))
+    first_byte = vocabulary.token_bytes.index("🙂".encode()[:1])
+    for forced, stop in ((end, []), (first_byte, []), (vocabulary.token_bytes.index(b"a"), ["a"])):
+        monkeypatch.setattr(
+            writing, "sample_tokens", lambda logits_NV, *_, forced=forced: torch.full((len(logits_NV),), forced)
+        )
+        answer = server.client().completions.create(
+            model="tuned", prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1, stop=stop
+        )
+        found = answer.choices[0].logprobs
+        assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == len(ids) + 1
+        ((total, _),) = LocalCompletionsAPI.parse_logprobs(answer.model_dump(), ctxlens=[2])
+        assert total == pytest.approx(wanted, abs=1e-9)
+        if forced == end:
+            assert found.token_logprobs[-1] == pytest.approx(logprobs_TV[-1, end].item(), abs=1e-9)
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice, repeat
 from typing import Any
 
 import pytest
 from reference import Ladder, collaborate, first_difference, make_ladder
 
+from switchgen.api import make_policy
 from switchgen.config import DecodingConfig
+from switchgen.loop import Loop
 from switchgen.queues import Queues, Turn, Waiting
-from switchgen.rows import Row
+from switchgen.rows import Row, Terms
 from switchgen.trace import Decision, Query
 
 QUERIES = [Query.from_text(f"How old is Vudak? {index} " * (1 + index % 3), str(index)) for index in range(12)]
@@ -54,6 +57,39 @@ def test_the_fullest_queue_is_served_while_rows_come_and_those_behind_when_none_
     assert [turn.left for turn in queues().take(refilled=True)[0]] == [50, 60, 70]
     last = queues()
     assert [list(last.take(refilled=False)) for _ in range(4)] == [[1], [2], [0], []]
+
+
+def test_nobody_is_left_behind_where_somebody_waits(ladder: Ladder) -> None:
+    """A row whose queue is never the fullest once waited without bound, as long as other rows came."""
+
+    def wait(*, live: bool) -> int | None:
+        """Rounds until the lone row is served; None after 50."""
+        queues = Queues([[0], [1], [2]], live=live)
+        queues.add(Turn(row(ladder, 0), Decision(2, 50), 8))
+        for count in range(50):
+            for index in (1, 2):
+                queues.add(Turn(row(ladder, index), Decision(index - 1, 50), 400))
+            if 2 in queues.take(refilled=True):
+                return count
+        return None
+
+    assert wait(live=False) is None
+    assert wait(live=True) == 4
+
+
+def test_a_short_row_ends_before_a_long_one(ladder: Ladder) -> None:
+    """One row each for two candidates; the first one's once was written to its end before the other's began."""
+    names = [candidate.name for candidate in ladder.pool]
+    rows = []
+    for index, tokens in ((0, 120), (1, 8)):
+        terms = Terms(
+            make_policy(names[index], ladder.pool), DecodingConfig(max_new_tokens=tokens, segment=5, eos="segment")
+        )
+        rows.append(Row(ladder.pool, QUERIES[index], index, terms=terms))
+    loop = Loop(ladder.pool, make_policy("random", ladder.pool), DecodingConfig())
+    source = chain(rows, repeat(None))
+    ended = list(chain.from_iterable(islice(loop.rounds(source, live=True), 40)))
+    assert ended == [rows[1], rows[0]]
 
 
 def rounds(sequences: Sequence[Sequence[int]], ladder: Ladder, *, refilled: bool) -> int:

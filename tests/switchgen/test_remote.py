@@ -266,6 +266,95 @@ def test_slow_and_overloaded_servers(ladder: Path, server: Server, other: Server
     assert all(trace.num_tokens == 30 for trace in write(pool))
 
 
+def test_a_hung_replica_is_tried_with_one_request(ladder: Path, server: Server, other: Server) -> None:
+    """It once got a burst after each pause, being the least busy one, and every round took a full timeout."""
+    pool = remote_pool(ladder, server.url, other.url, timeout=0.3)
+    hung = threading.Event()
+    other.before = lambda *_: hung.wait(5)
+    seconds = []
+    for count in range(6):
+        started = time.monotonic()
+        before = len(other.requests)
+        write(pool, "aligned", max_new_tokens=8, segment=8)
+        seconds.append(time.monotonic() - started)
+        assert count == 0 or len(other.requests) <= before + 1
+    hung.set()
+    # Left out for .3, .6, 1.2 s: most of the others took no timeout.
+    assert sum(took >= 0.3 for took in seconds[1:]) <= 2
+
+
+def test_a_replica_that_is_back_is_used_again(ladder: Path, server: Server, other: Server) -> None:
+    pool = remote_pool(ladder, server.url, other.url)
+    failing = iter([1])
+    other.before = lambda handler, _: bool(next(failing, 0)) and send(handler, 503, {"error": "later"})
+    write(pool)
+    time.sleep(0.05)
+    before = len(other.requests)
+    for one in (server, other):
+        one.answer = lambda prompt, count: (time.sleep(0.01), ascii_text(prompt, count))[1]
+    write(pool)
+    assert len(other.requests) - before > 10
+
+
+def test_bodies_that_cannot_be_decoded(ladder: Path, server: Server, other: Server) -> None:
+    """What is no gzip counts as a failure like others; the server once kept a request in flight for ever."""
+    pool = remote_pool(ladder, server.url, other.url)
+
+    def garble(handler: BaseHTTPRequestHandler, _: Any) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", "4")
+        handler.end_headers()
+        handler.wfile.write(b"nope")
+        return True
+
+    other.before = garble
+    assert all(trace.num_tokens == 30 for trace in write(pool))
+    for candidate in pool:
+        assert [replica.in_flight for replica in candidate.engine._replicas._replicas] == [0, 0]
+
+
+@pytest.mark.parametrize("reason", ["abort", "content_filter", None])
+def test_answers_that_were_broken_off(ladder: Path, server: Server, reason: Any) -> None:
+    """They once counted as ends of text. Asked for again; one that is broken off each time is an error."""
+    pool = remote_pool(ladder, server.url, retries=1, prompts="tokens")
+    asked: set[str] = set()
+
+    def once(prompt: Any, count: int) -> Any:
+        key = json.dumps(prompt)
+        text, finish = ascii_text(prompt, count)
+        broken = key not in asked
+        asked.add(key)
+        return (text[:4], reason) if broken else (text, finish)
+
+    server.answer = once
+    assert all((trace.num_tokens, trace.finish) == (30, "length") for trace in write(pool))
+    server.answer = lambda *_: ("partial", reason)
+    with pytest.raises(ServerError, match=rf"finish_reason {reason!r}, 2 times; allowed: stop, length"):
+        write(pool)
+
+
+def test_nobody_goes_on_asking_after_an_error(ladder: Path, server: Server) -> None:
+    """Requests that waited for a server to come back held the process open; the engine itself works on."""
+    pool = remote_pool(ladder, server.url, retries=3, prompts="tokens")
+    first = iter([1])
+    server.before = lambda handler, _: send(handler, *((404, {}) if next(first, 0) else (500, {"error": "later"})))
+    for candidate in pool:
+        candidate.engine._replicas.pause = 60.0
+    with pytest.raises(ServerError, match="404"):
+        write(pool, "aligned")
+    (replica,) = pool.candidates[1].engine._replicas._replicas
+    deadline = time.monotonic() + 10
+    while replica.in_flight:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    before = len(server.requests)
+    time.sleep(0.1)
+    assert len(server.requests) == before
+    server.before, replica.out_until = lambda *_: False, 0.0
+    assert all(trace.num_tokens == 30 for trace in write(pool, "aligned"))
+
+
 def test_nobody_answers(ladder: Path, server: Server) -> None:
     """The error names the candidate, the server and what it said; a request that is wrong is not sent again."""
     pool = remote_pool(ladder, server.url, retries=2, prompts="tokens")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of
 from reference import goes_on_with_word, in_word
 
 from switchgen import Pool, Query, generate
+from switchgen.api import response_seed
+from switchgen.config import SegmentConfig
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import (
     RULES,
@@ -23,7 +26,9 @@ from switchgen.policies.routers import (
     is_format,
     parse_router,
 )
+from switchgen.rows import Row
 from switchgen.sampling import Purpose, uniform
+from switchgen.token_loop import TokenLoop
 from switchgen.vocabulary import continues_word
 
 TOKENS = ("the", "cat", ",", "\n")
@@ -297,6 +302,31 @@ def test_more_rows_than_caches(pair: Pool, kinds: tuple[str, str], max_slots: tu
     narrow = make_pair(kinds=kinds, max_slots=max_slots)
     wide = pair if kinds == ("llama", "llama") else make_pair(kinds=kinds)
     assert written(narrow, "baco-rand@0.5") == written(wide, "baco-rand@0.5")
+
+
+def test_no_round_is_long_where_somebody_waits(pair: Pool) -> None:
+    """With all places taken a round once went on until a row ended: whoever came meanwhile heard nothing."""
+    decoding = DECODING.model_copy(update={"segment": SegmentConfig(tokens=5)})
+    expected = [trace.text for trace in generate(pair, QUESTIONS[:4], "baco-rand@0.5", decoding=decoding, seed=SEED)]
+
+    def longest_round(*, live: bool) -> int:
+        """Tokens of a row that a round writes at most."""
+        rows = [Row(pair, Query.from_text(question, str(index)), response_seed(SEED, str(index)))
+                for index, question in enumerate(QUESTIONS[:4])]  # fmt: skip
+        heard = dict.fromkeys(rows, 0)
+        for row in rows:
+            row.listener = lambda *_, row=row: heard.update({row: heard[row] + 1})
+        loop = TokenLoop(pair, RouterPolicy("baco-rand@0.5", pair.vocabularies[0]), decoding, max_rows=2)
+        longest = 0
+        for _ in loop.rounds(chain(rows, repeat(None)), live=live):
+            longest = max(longest, *heard.values())
+            heard = dict.fromkeys(rows, 0)
+            if all(row.trace.finish for row in rows):
+                break
+        assert [row.trace.text for row in rows] == expected
+        return longest
+
+    assert longest_round(live=True) == 5 < longest_round(live=False)
 
 
 def test_rows_that_do_not_fit_in_memory(pair: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
