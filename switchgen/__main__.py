@@ -202,9 +202,12 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
+    from rollout.questions import warn_of_budget  # noqa: PLC0415
     from switchgen.doctor import examine  # noqa: PLC0415
 
-    lines, sound = examine(_open(arguments))
+    run = _open(arguments)
+    warn_of_budget(run.recipe.rollout)
+    lines, sound = examine(run)
     say("\n".join(lines))
     if not sound:
         raise ConfigError("the recipe cannot run as it is; see the problems above")
