@@ -1,8 +1,9 @@
 """From questions to label records: traces, cuts, branches, completions, scores.
 
 All rows go through one loop. Whatever is ready is written next, oldest state first; when nothing is, the next
-question's traces are begun, so that the engines' batches stay full to the end. A state's prefix is one row, its
-branches are forks of it and their completions forks of the branches: each model reads a prefix once.
+question's traces are begun, so that the engines' batches stay full to the end. A state's prefix is its trace's row, cut
+back; its branches are forks of it and their completions forks of the branches: each model reads a prefix once, and what
+it read or wrote of it in the trace is not read again.
 
 Seeds derive from (rollout seed, question, state). Branches of one state share a seed, and so do the j-th completions of
 all its branches: common random numbers, which make the branches' scores comparable with fewer completions.
@@ -102,7 +103,6 @@ class Labelling:
             self._submit(row, partial(self._trace_done, question, traces, waiting))
 
     def _trace_done(self, question: Question, traces: list[Row], waiting: set[Row], row: Row) -> None:
-        row.release(self.loop.readers)
         waiting.remove(row)
         if not waiting:
             self._cut(question, traces)
@@ -114,16 +114,16 @@ class Labelling:
             drawn = draw_border(row.trace, self.loop.decoding, self.settings.prefix, taken)
             if not isinstance(drawn, str):
                 taken.add(prefix_of(row.trace.segments[: drawn[0]]))
+            if isinstance(drawn, str) or state_id in self.done:
+                row.release(self.loop.readers)
             if state_id in self.done:
                 continue
             if isinstance(drawn, str):
                 self._leave_out(state_id, question, drawn)
                 continue
-            border, share = drawn
-            prefix = Row(self.loop.pool, question.query, row.trace.seed)
-            for segment in row.trace.segments[:border]:
-                prefix.append(segment)
-            self._branch(State(state_id, index, question, prefix, border, share, row.num_written))
+            (border, share), tokens = drawn, row.num_written
+            row.rewind(border, self.loop.readers)
+            self._branch(State(state_id, index, question, row, border, share, tokens))
 
     def _leave_out(self, state_id: str, question: Question, reason: str) -> None:
         self.leave_out({"id": state_id, "query_id": question.query.id, "task": question.task, "reason": reason})

@@ -98,24 +98,27 @@ def load_tasks(run: Run) -> list[Task]:
             f"rollout.budget: racing tests scores between 0 and 1, and a reward model scores {', '.join(judged)}; "
             "allowed for these tasks: uniform"
         )
-    _warn_without_effect(settings)
+    warn_of_budget(settings)
     if settings.reward_model is not None and not judged:
         logger.warning("rollout.reward_model has no effect: no task has the metric reward_model")
     return tasks
 
 
-def _warn_without_effect(settings: RolloutConfig) -> None:
+def warn_of_budget(settings: RolloutConfig) -> None:
+    """Say which settings of the completions have no effect, and where a race would hardly ever be decided."""
     fresh = RolloutConfig()
     if settings.budget == "racing" and settings.completions != fresh.completions:
         logger.warning("rollout.completions has no effect: rollout.budget is racing (rollout.racing.start, max)")
     if settings.budget == "uniform" and settings.racing != fresh.racing:
         logger.warning("rollout.racing has no effect: rollout.budget is uniform")
     racing = settings.racing
-    needed = smallest_margin(racing.max, racing.confidence)
+    # Pairs that score alike are the shortest way to a tie, and few states go it without an exception.
+    needed = smallest_margin((racing.max + 1) // 2, racing.confidence)
     if settings.budget == "racing" and racing.margin < needed:
         logger.warning(
-            "rollout.racing.margin: %g is less than %d completions can resolve at confidence %g: candidates that score "
-            "alike are raced to the end; allowed for an early end: %.3f or more, or a larger max",
+            "rollout.racing.margin: %g is too small for max %d at confidence %g: even candidates that always score "
+            "alike need more than half of the completions to be called a tie, so most states will end undecided "
+            "(outcome budget), without racing's guarantee; allowed without this warning: %.3f or more, or a larger max",
             racing.margin, racing.max, racing.confidence, needed,
         )  # fmt: skip
 

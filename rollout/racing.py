@@ -16,10 +16,11 @@ within 32 completions at the confidences that pay: their bounds pay for the rang
 alpha = .1: a half-width of .38 on D, before any union), and most pairs of completions score alike.
 
 What is guaranteed, for scores in [0, 1] and each pair of candidates: if b is better than a by `margin` or more, the
-probability that a state ends with a as its label and b called no better is at most 1 - confidence. Differences below
-the margin are not looked for; a margin nearer to 0 looks for smaller ones, and needs a larger `max`. The best of C
-candidates is dropped in mid-race, whatever its lead, with probability at most 1 - confidence in all (each pair tests at
-(1 - confidence) / (C - 1)).
+probability that a state ends with a as its label and b called no better (outcome `winner` or `tie`) is at most
+1 - confidence. A state that ends at `max` undecided (`budget`) has no such guarantee: its label is the best mean so
+far. Differences below the margin are not looked for; a margin nearer to 0 looks for smaller ones, and needs a larger
+`max`. The best of C candidates is dropped in mid-race, whatever its lead, with probability at most 1 - confidence in
+all (each pair tests at (1 - confidence) / (C - 1)).
 """
 
 from __future__ import annotations

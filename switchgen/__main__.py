@@ -81,15 +81,23 @@ def _rollout(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from train.hub import fit_and_push  # noqa: PLC0415
     from train.switcher import main as train  # noqa: PLC0415
 
-    _report_summary(train(_open(arguments), **_launch_options(arguments)))
+    run, options = _open(arguments), _launch_options(arguments)
+    _report_summary(fit_and_push(lambda: train(run, **options), run.switcher_adapter, arguments.push_to_hub))
 
 
 def _distill(arguments: argparse.Namespace) -> None:
     from train.distill import main as distill  # noqa: PLC0415
+    from train.hub import fit_and_push  # noqa: PLC0415
 
-    _report_summary(distill(_open(arguments), workers=arguments.workers, **_launch_options(arguments)))
+    run, options = _open(arguments), _launch_options(arguments)
+    _report_summary(
+        fit_and_push(
+            lambda: distill(run, workers=arguments.workers, **options), run.dir / "distilled", arguments.push_to_hub
+        )
+    )
 
 
 def _launch_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -202,9 +210,12 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
+    from rollout.questions import warn_of_budget  # noqa: PLC0415
     from switchgen.doctor import examine  # noqa: PLC0415
 
-    lines, sound = examine(_open(arguments))
+    run = _open(arguments)
+    warn_of_budget(run.recipe.rollout)
+    lines, sound = examine(run)
     say("\n".join(lines))
     if not sound:
         raise ConfigError("the recipe cannot run as it is; see the problems above")

@@ -36,8 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workers(rollout, "rollout")
     train = _add(verbs, "train", "fit the switcher to the labels",
                  ["switchgen train lab", "switchgen train lab --launcher deepspeed --num-gpus 4",
-                  "deepspeed --num_gpus 4 train/switcher.py lab --deepspeed configs/deepspeed/zero2.json"])  # fmt: skip
+                  "deepspeed --num_gpus 4 train/switcher.py lab --deepspeed configs/deepspeed/zero2.json",
+                  "switchgen train my-ladder.yaml --push-to-hub my-org/my-switcher"])  # fmt: skip
     _add_launcher(train)
+    _add_push(train)
     infer = _add(verbs, "infer", "write responses to a file of queries",
                  ["switchgen infer lab --input questions.jsonl --output answers.jsonl",
                   "switchgen infer lab --input q.jsonl --output a.jsonl --policy random --limit 100",
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     distill = _add(verbs, "distill", "the collaboration back into one model",
                    ["switchgen distill lab", "switchgen distill lab --workers 2"])  # fmt: skip
     _add_launcher(distill)
+    _add_push(distill)
     _add_workers(distill, "distill", "processes that write the responses")
     evaluate = _add(verbs, "evaluate", "tasks x policies x run seeds",
                     ["switchgen evaluate lab", "switchgen evaluate lab --workers 2", "switchgen evaluate lab --rescore",
@@ -145,6 +148,11 @@ def _add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deepspeed", metavar="FILE", help="deepspeed settings (default: configs/deepspeed/zero2.json)"
     )
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload what is left, with its card, to this "
+                        "repository of the Hugging Face hub; it is private where it is new")  # fmt: skip
 
 
 def _add_infer(parser: argparse.ArgumentParser) -> None:

@@ -2,30 +2,25 @@
 
 The machine or cluster is the one that RAY_ADDRESS names, else this machine. Actors write the same shards as local
 workers do, so the run folder, the models and the project must be under the same paths on every node. Where an actor
-dies, or its node, another takes its share over and goes on after its last finished line.
+is lost, or its node, it is killed (one that is only out of reach must not write beside its replacement), and another
+takes its share over and goes on after its last finished line.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import traceback
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from switchgen.errors import ConfigError, SwitchgenError, WorkerError
-from switchgen.workers import Report, Share, Spent, T, Work, at_work, take_place
-
-logger = logging.getLogger("switchgen")
+from switchgen.errors import ConfigError, SwitchgenError, one_line
+from switchgen.workers import Losses, Report, Share, Spent, T, Work, at_work, failure, take_place
 
 _POLL_SECONDS = 0.2
 _STORE_BYTES = 200 * 2**20
 """What passes between processes is small; Ray's default takes a third of the memory."""
-REPLACEMENTS = 3
-"""How often a share is taken over before the stage fails: what kills every actor is no accident."""
 
 
 def do_on_ray(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
@@ -53,28 +48,28 @@ def do_on_ray(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
             return actor.do.remote(work, share, folder, reports), actor
 
         at_hand = {share.worker: (share, *start(share)) for share in shares}
+        losses = Losses(name)
         spent: list[Spent] = []
-        lost: Counter[int] = Counter()
         while at_hand:
             by_result = {result: worker for worker, (_, result, _) in at_hand.items()}
             ready, _ = ray.wait(list(by_result), timeout=_POLL_SECONDS)
-            _drain(reports, report)
+            _drain(reports, report, losses)
             for result in ready:
                 share, _, actor = at_hand.pop(by_result[result])
                 try:
-                    spent.append(_outcome(ray.get(result), f"{name}-{share.worker}"))
+                    kind, content = ray.get(result)
                 except ray.exceptions.RayActorError as error:
-                    lost[share.worker] += 1
-                    if lost[share.worker] > REPLACEMENTS:
-                        raise WorkerError(
-                            f"{name}-{share.worker}: its actor was lost {lost[share.worker]} times; what is finished "
-                            f"is kept. The last time: {' '.join(str(error).split())[:300]}"
-                        ) from None
-                    logger.warning("%s-%d was lost; another actor takes its place", name, share.worker)
-                    at_hand[share.worker] = (share, *start(share))
+                    kind, content = "lost", one_line(error)
+                # Its place is free for a share that waits; and one that is only out of reach ends.
+                ray.kill(actor)
+                if kind == "error":
+                    raise failure(content, f"{name}-{share.worker}")
+                if kind == "spent":
+                    spent.append(content)
                 else:
-                    ray.kill(actor)  # its place is free for a share that waits
-        _drain(reports, report)
+                    losses.lost(share.worker, content)
+                    at_hand[share.worker] = (share, *start(share))
+        _drain(reports, report, losses)
     return spent
 
 
@@ -87,9 +82,9 @@ class Replica:
     def do(self, work: Work[Any], share: Share[Any], folder: Path, reports: Any) -> tuple[str, Any]:
         """Do a share; what went wrong comes back as it does from a local worker."""
         try:
-            with at_work(folder):
+            with at_work(folder, share.worker):
                 take_place(share)
-                return "spent", work(share, reports.put)
+                return "spent", work(share, lambda content: reports.put((share.worker, content)))
         except SwitchgenError as error:
             return "error", error
         except Exception:
@@ -97,19 +92,10 @@ class Replica:
             return "error", traceback.format_exc()
 
 
-def _outcome(message: tuple[str, Any], worker: str) -> Spent:
-    kind, content = message
-    if kind == "spent":
-        assert isinstance(content, Spent)
-        return content
-    if isinstance(content, SwitchgenError):
-        raise content
-    raise WorkerError(f"{worker} failed; what is finished is kept\n{content}")
-
-
-def _drain(reports: Any, report: Report) -> None:
+def _drain(reports: Any, report: Report, losses: Losses) -> None:
     while not reports.empty():
-        for content in reports.get_nowait_batch(reports.qsize()):
+        for worker, content in reports.get_nowait_batch(reports.qsize()):
+            losses.finished(worker)
             report(content)
 
 

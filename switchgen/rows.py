@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Context, Engine, Listener
+from switchgen.engines.transformers import SlotEngine
 from switchgen.sampling import SamplingParams
 from switchgen.trace import CUE, Query, Segment, Trace
 
@@ -72,6 +73,8 @@ class Row:
         """Whether the last writer's turn has come."""
         self.signed = 0
         """Segments that the switcher's context holds."""
+        self._signed_lengths: list[int] = []
+        """The switcher's context's tokens with so many signed segments, from none on; of a row that is no fork."""
         self.forked = False
         self.expected = (0, 0)
         """Tokens and segments that the response is expected to have in the end; caches are sized for them."""
@@ -121,9 +124,11 @@ class Row:
             self.signed = 0 if self.parent is None else self.parent.signed
             tokens, segments = self.expected
             context.expected = len(context.ids) + tokens + segments * len(sign(0, "")) if tokens else 0
+            self._signed_lengths = [len(context.ids)]
         signed = self.trace.signed()
         for writer, text in signed[self.signed :]:
             context.ids.extend(sign(writer, text))
+            self._signed_lengths.append(len(context.ids))
         self.signed = len(signed)
         return context
 
@@ -143,6 +148,35 @@ class Row:
         own = None if segment.writer == CUE else self.pool.candidates[segment.writer].vocabulary_index
         for index, vocabulary in enumerate(self.pool.vocabularies):
             self._ids[index].extend(segment.ids if index == own else vocabulary.encode_text(segment.text))
+
+    def rewind(self, border: int, engines: Iterable[tuple[Reader, Engine]]) -> None:
+        """Take the trace back to before its segment `border`. Slots are cut: what was read of the rest stays read.
+
+        Caches that cannot be cut (`SnapshotEngine`) are given up.
+        """
+        assert self.parent is None and not self.forked
+        kept = self.trace.segments[:border]
+        self.trace = Trace(self.trace.query, self.trace.seed)
+        self.closing = False
+        self._ids = [[] for _ in self.pool.vocabularies]
+        for segment in kept:
+            self.append(segment)
+        self.signed = min(self.signed, len(self.trace.signed()))
+        for reader, engine in engines:
+            context = self._contexts.get(reader)
+            if context is None:
+                continue
+            if not isinstance(engine, SlotEngine):
+                engine.release(context)
+                context.cached = 0
+            del context.ids[self._length(reader) :]
+            context.cached = min(context.cached, len(context.ids))
+
+    def _length(self, reader: Reader) -> int:
+        """Tokens of the trace and what stands before it, as far as the reader's context holds them."""
+        if reader == "switcher":
+            return self._signed_lengths[self.signed]
+        return len(self.prompt_ids(reader)) + len(self._ids[self.pool.candidates[reader].vocabulary_index])
 
     @property
     def contexts(self) -> Mapping[Reader, Context]:

@@ -1,10 +1,12 @@
 """Processes that share a stage's work, and what happens when one of them dies.
 
-A worker owns the queries whose ids hash to it and the shards that carry its number. It ends when its parent does,
-however that ends; a new run waits for such leftovers before it looks at what is done. What depends on all the work
-(an output file, a summary) is made by the parent.
+A worker owns the queries whose ids hash to it and the shards that carry its number. A worker that is killed is replaced
+by another, which goes on after the last line of its shards. It ends when its parent does, however that ends; a new run
+waits for such leftovers before it looks at what is done. What depends on all the work (an output file, a summary) is
+made by the parent.
 
     <stage's folder>/.workers             held by every worker at work
+    <stage's folder>/.worker-<worker>     held by the one process that does this worker's share
     <stage's folder>/shards/<worker>/…    a worker's finished lines, until they are gathered into the stage's own files
 """
 
@@ -19,12 +21,13 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import IO, Any, Generic, TypeVar, cast
 
 from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 from switchgen.files import Shard, StorageError, hold, storage
@@ -35,7 +38,9 @@ from switchgen.rundir import Run
 logger = logging.getLogger("switchgen")
 
 _LEFTOVER_SECONDS = 20.0
-"""How long a new run waits for the workers of a killed one."""
+"""How long to wait for processes that are lost and yet at work: a killed run's, those out of a cluster's reach."""
+REPLACEMENTS = 3
+"""How often a worker is replaced that has finished nothing since: what kills every one of them is no accident."""
 _SHARDS = "shards"
 
 T = TypeVar("T")
@@ -145,9 +150,37 @@ def gather_shards(folder: Path, target: Path) -> None:
         shutil.rmtree(shards, ignore_errors=True)
 
 
+class Losses:
+    """How often the workers of a stage were lost since they last finished something."""
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        self._lost: Counter[int] = Counter()
+
+    def finished(self, worker: int) -> None:
+        """The worker gets on."""
+        self._lost.pop(worker, None)
+
+    def lost(self, worker: int, how: str) -> None:
+        """The worker is gone without a word; another may take its share over.
+
+        Raises:
+            WorkerError: too many were lost before it.
+        """
+        self._lost[worker] += 1
+        name = f"{self._stage}-{worker}"
+        if self._lost[worker] > REPLACEMENTS:
+            raise WorkerError(
+                f"{name} was lost {self._lost[worker]} times without finishing anything ({how}); what is finished is "
+                "kept: start the same command again to go on"
+            )
+        logger.warning("%s was lost (%s); another takes its place", name, how)
+
+
 def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
     """Do every share: a single one in this process, several in processes of their own; or on Ray, where the recipe
-    says so (`engine.executor`). A share that is done again goes on after the lines that its shards hold.
+    says so (`engine.executor`). A share that is done again goes on after the lines that its shards hold: so does the
+    process that replaces a killed one.
 
     Args:
         name: the stage, for the processes' names and for messages.
@@ -155,11 +188,11 @@ def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
         report: called in this process, once for each finished piece of work.
 
     Returns:
-        What each share spent.
+        What each share spent; of a share whose worker was replaced, what the last one spent.
 
     Raises:
         SwitchgenError: a worker met a user's mistake (a full disk, a missing model).
-        WorkerError: a worker failed or was killed; what is finished is kept.
+        WorkerError: a worker failed, or was killed again and again; what is finished is kept.
     """
     if not shares:
         return []
@@ -169,48 +202,68 @@ def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
         return do_on_ray(work, shares, name=name, folder=folder, report=report)
     if len(shares) == 1:
         return [work(shares[0], report)]
+    return _do_in_processes(work, shares, name, folder, report)
+
+
+def _do_in_processes(work: Work[T], shares: Sequence[Share[T]], name: str, folder: Path, report: Report) -> list[Spent]:
     spawn = multiprocessing.get_context("spawn")
-    workers: dict[Connection, Any] = {}
+    workers: dict[Connection, tuple[Share[T], Any]] = {}
+
+    def start(share: Share[T]) -> None:
+        receiver, sender = spawn.Pipe(duplex=False)
+        process = spawn.Process(
+            target=_work_in_process, args=(work, share, folder, sender), name=f"{name}-{share.worker}"
+        )
+        process.start()
+        sender.close()
+        workers[receiver] = share, process
+
+    losses = Losses(name)
     spent = []
     try:
         for share in shares:
-            receiver, sender = spawn.Pipe(duplex=False)
-            process = spawn.Process(
-                target=_work_in_process, args=(work, share, folder, sender), name=f"{name}-{share.worker}"
-            )
-            process.start()
-            sender.close()
-            workers[receiver] = process
+            start(share)
         while workers:
             for ready in wait(list(workers)):
                 receiver = cast(Connection, ready)
-                kind, content = _receive(receiver, workers[receiver])
+                share, process = workers[receiver]
+                kind, content = _receive(receiver)
                 if kind == "finished":
+                    losses.finished(share.worker)
                     report(content)
-                elif kind == "spent":
+                    continue
+                if kind == "error":
+                    raise failure(content, process.name)
+                del workers[receiver]
+                process.join()
+                if kind == "spent":
                     spent.append(content)
-                    workers.pop(receiver).join()
-                elif isinstance(content, SwitchgenError):
-                    raise content
+                elif process.exitcode >= 0:
+                    raise failure(f"it ended by itself, with exit code {process.exitcode}", process.name)
                 else:
-                    raise WorkerError(f"{workers[receiver].name} failed; what is finished is kept\n{content}")
+                    losses.lost(share.worker, f"process {process.pid} was killed by signal {-process.exitcode}")
+                    start(share)
     finally:
-        for process in workers.values():
+        for _, process in workers.values():
             process.terminate()
             process.join()
     return spent
 
 
-def _receive(receiver: Connection, process: Any) -> tuple[str, Any]:
+def _receive(receiver: Connection) -> tuple[str, Any]:
+    """A worker's message: what it has finished, spent, or met with; `lost` where it is gone without one."""
     try:
         message: tuple[str, Any] = receiver.recv()
         return message
     except (EOFError, OSError):
-        process.join()
-        raise WorkerError(
-            f"{process.name} (process {process.pid}) died with exit code {process.exitcode}; what is finished is kept: "
-            "start the same command again to go on"
-        ) from None
+        return "lost", None
+
+
+def failure(content: SwitchgenError | str, worker: str) -> Exception:
+    """What a worker met with, as the stage's error: a user's mistake as it is, anything else in the worker's words."""
+    if isinstance(content, SwitchgenError):
+        return content
+    return WorkerError(f"{worker} failed; what is finished is kept\n{content}")
 
 
 def _work_in_process(work: Work[T], share: Share[T], folder: Path, sender: Connection) -> None:
@@ -218,7 +271,7 @@ def _work_in_process(work: Work[T], share: Share[T], folder: Path, sender: Conne
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _end_with_parent()
     try:
-        with at_work(folder):
+        with at_work(folder, share.worker):
             take_place(share)
             spent = work(share, lambda content: sender.send(("finished", content)))
         sender.send(("spent", spent))
@@ -252,10 +305,15 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def at_work(folder: Path) -> Iterator[None]:
-    """Hold a stage's folder as one of its workers."""
-    with open(folder / ".workers", "w") as stream:
-        hold(stream, fcntl.LOCK_SH, folder)
+def at_work(folder: Path, worker: int) -> Iterator[None]:
+    """Hold a stage's folder as one of its workers, and the worker's share as the only process that does it.
+
+    Raises:
+        StorageError: another process, lost to its command, still does the share.
+    """
+    with open(folder / ".workers", "w") as stage, open(folder / f".worker-{worker}", "w") as share:
+        hold(stage, fcntl.LOCK_SH, folder)
+        _hold_alone(share, folder)
         yield
 
 
@@ -265,15 +323,19 @@ def wait_for_leftovers(folder: Path) -> None:
     Raises:
         StorageError: one still does.
     """
-    deadline = time.monotonic() + _LEFTOVER_SECONDS
     with storage(folder), open(folder / ".workers", "w") as stream:
-        while True:
-            try:
-                hold(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"{folder}: a worker of an earlier run is still writing here; end it, or use another --run-dir"
-                    ) from None
-                time.sleep(0.1)
+        _hold_alone(stream, folder)
+
+
+def _hold_alone(stream: IO[str], folder: Path) -> None:
+    """Wait for an open file of a folder until nobody else holds it."""
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    while True:
+        try:
+            return hold(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, folder)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{folder}: a worker that was given up is still writing here; end it, or use another --run-dir"
+                ) from None
+            time.sleep(0.1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from kills import once_lines_are_there
+from kills import lines_in, once_lines_are_there
 from ladders import save_ladder
 from outcomes import final_state, repeated
 
@@ -90,7 +90,7 @@ def test_a_killed_actor_is_replaced(home: Path, caplog: pytest.LogCaptureFixture
     run = on_ray(home, "killed")
     with once_lines_are_there(run.dir / "rollout", LABELS, 6, kill_an_actor):
         rollout(run, workers=2)
-    assert "was lost; another actor takes its place" in caplog.text
+    assert "another takes its place" in caplog.text
     assert_same(home, run, shards=2)
     assert not actors(), "left running"
 
@@ -115,7 +115,32 @@ def test_a_removed_node_is_replaced(home: Path, caplog: pytest.LogCaptureFixture
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert "was lost; another actor takes its place" in caplog.text
+    assert "another takes its place" in caplog.text
+    assert_same(home, run, shards=2)
+
+
+def test_an_actor_out_of_reach_is_ended_before_another_takes_its_place(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray gives an actor up that is at work, as it does when the link to its node breaks."""
+    run, given_up = on_ray(home, "unreachable"), []
+    waited, got = ray.wait, ray.get
+
+    def wait(results: list[Any], **options: Any) -> Any:
+        if not given_up and lines_in(run.dir / "rollout", LABELS) >= 3:
+            given_up.append(results[0])
+            return results[:1], results[1:]
+        return waited(results, **options)
+
+    def get(result: Any, **options: Any) -> Any:
+        if given_up == [result]:
+            raise ray.exceptions.ActorUnavailableError("the link is broken", None)
+        return got(result, **options)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+    rollout(run, workers=2)
+    assert given_up and "another takes its place" in caplog.text
     assert_same(home, run, shards=2)
 
 
@@ -142,5 +167,5 @@ def test_mistakes_and_endless_losses_end_the_stage(home: Path) -> None:
     shares = [Share(run, worker, run.dir, None) for worker in range(2)]
     with pytest.raises(ConfigError, match="no such thing"):
         do_shares(a_user_s_mistake, shares, name="test", folder=run.dir, report=print)
-    with pytest.raises(WorkerError, match="its actor was lost 4 times"):
+    with pytest.raises(WorkerError, match="test-0 was lost 4 times without finishing anything"):
         do_shares(an_end, shares[:1], name="test", folder=run.dir, report=print)

@@ -42,7 +42,7 @@ OWNED_ARGUMENTS = {
     "eos_token": "the base's own end of text is used",
     "pad_token": "padding is masked",
     "model_init_kwargs": "the base is loaded with the candidate's settings",
-    "push_to_hub": "nothing is uploaded",
+    "push_to_hub": "use --push-to-hub ORG/NAME",
     "label_names": "the labels are prepared by switchgen",
     "use_cpu": "use the base's device",
 }

@@ -45,6 +45,8 @@ from train.responses import (
 
 logger = logging.getLogger("switchgen")
 
+_CHECKPOINTS = "distilled-checkpoints"
+
 
 @dataclass
 class StudentPlan:
@@ -77,6 +79,7 @@ def main(
         ConfigError, DataError, ModelError: the recipe or the data cannot be used; found before any model is loaded.
     """
     from train.arguments import check_arguments  # noqa: PLC0415
+    from train.sft import remove_leftovers  # noqa: PLC0415
 
     num_workers = num_workers_of(run.recipe.distill.workers, workers)
     check_arguments("distill", run.recipe.distill.args)
@@ -91,6 +94,7 @@ def main(
     folder = run.dir / "distilled"
     if (folder / "switchgen.json").is_file():
         claim_stage(folder, "distill", plan.settings)
+        remove_leftovers(run.dir / _CHECKPOINTS)
         logger.info("%s is finished; delete it to distill again", folder)
     elif launcher is not None and not is_launched():
         launch(run, Path(__file__), launcher, num_gpus=num_gpus, deepspeed=deepspeed, command=command)
@@ -171,7 +175,7 @@ def fit_student(run: Run, plan: StudentPlan, *, deepspeed: str | None = None) ->
     """Fit in this process, or in this rank of several."""
     from train.sft import fit_folder  # noqa: PLC0415
 
-    checkpoints = run.dir / "distilled-checkpoints"
+    checkpoints = run.dir / _CHECKPOINTS
     arguments = {**run.recipe.distill.args, **({} if deepspeed is None else {"deepspeed": deepspeed})}
     with fit_folder(checkpoints, "distill", plan.settings, arguments.get("deepspeed")):
         facts = _train(run, plan, arguments, checkpoints)
@@ -215,6 +219,7 @@ def _train(run: Run, plan: StudentPlan, arguments: dict[str, Any], checkpoints: 
     ]  # fmt: skip
     return {
         "schema": 1,
+        "recipe": run.name,
         "base": plan.base.model,
         "base_name": plan.base.name,
         "candidates": run.recipe.names,

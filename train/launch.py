@@ -70,6 +70,24 @@ def deepspeed_file(name: str) -> str:
     )
 
 
+def deepspeed_settings(given: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """What deepspeed settings say, whatever name or path they are given by; None for none.
+
+    Raises:
+        ConfigError: there is no such file, or it is no JSON object.
+    """
+    if not isinstance(given, str):
+        return given
+    path = deepspeed_file(given)
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"deepspeed settings {given!r}: {path} is no JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"deepspeed settings {given!r}: {path} holds no JSON object")
+    return settings
+
+
 def launch(
     run: Run,
     script: Path,

@@ -20,7 +20,7 @@ from switchgen.files import lock, storage
 from switchgen.loading import adapter_folder, check_model, missing_weights
 from switchgen.rundir import claim_stage
 from train.arguments import trains_on_cpu
-from train.launch import barrier, is_main_process, world_size
+from train.launch import barrier, deepspeed_settings, is_main_process, world_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -39,14 +39,26 @@ def fit_folder(checkpoints: Path, stage: str, settings: Mapping[str, Any], deeps
 
     Args:
         settings: what the result depends on; checkpoints of another fit, or of another kind of launch, are refused.
-        deepspeed: the deepspeed settings of this launch, or None.
+        deepspeed: the deepspeed settings of this launch (a name, a path, or what they say), or None.
     """
+    launched = {"processes": world_size(), "deepspeed": deepspeed_settings(deepspeed)}
     with library_notices_off(), lock(checkpoints) if is_main_process() else nullcontext():
         if is_main_process():
-            claim_stage(checkpoints, stage, {**settings, "processes": world_size(), "deepspeed": deepspeed})
+            claim_stage(checkpoints, stage, {**settings, **launched})
         yield
         barrier()
         if is_main_process():
+            shutil.rmtree(checkpoints)
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove the checkpoints of a fit that was killed after it had left its result: no other fit may go on from them.
+
+    Raises:
+        StorageError: a run is at work with them.
+    """
+    if is_main_process() and checkpoints.is_dir():
+        with lock(checkpoints):
             shutil.rmtree(checkpoints)
 
 

@@ -37,6 +37,7 @@ from train.launch import Launcher, is_launched, is_main_process, launch, world_s
 
 logger = logging.getLogger("switchgen")
 
+_CHECKPOINTS = "switcher-checkpoints"
 FEW_EXAMPLES = 330
 """Fits on fewer kept examples can collapse to one label (measured on the lab's ladder)."""
 
@@ -74,11 +75,14 @@ def main(
     Raises:
         ConfigError, DataError, ModelError: found before any model is loaded.
     """
+    from train.sft import remove_leftovers  # noqa: PLC0415
+
     if run.recipe.switcher.kind == "probe":
         return _probe(run, launcher)
     plan = prepare(run)
     finished = finished_summary(run, plan.settings)
     if finished is not None:
+        remove_leftovers(run.dir / _CHECKPOINTS)
         return finished
     if launcher is not None and not is_launched():
         launch(run, Path(__file__), launcher, num_gpus=num_gpus, deepspeed=deepspeed, command=command)
@@ -215,7 +219,7 @@ def fit_switcher(run: Run, plan: SwitcherPlan, *, deepspeed: str | None = None) 
     """Fit in this process, or in this rank of several."""
     from train.sft import fit_folder  # noqa: PLC0415
 
-    checkpoints = run.dir / "switcher-checkpoints"
+    checkpoints = run.dir / _CHECKPOINTS
     arguments = {**run.recipe.train.args, **({} if deepspeed is None else {"deepspeed": deepspeed})}
     with fit_folder(checkpoints, "train", plan.settings, arguments.get("deepspeed")):
         if is_main_process():
@@ -281,6 +285,7 @@ def _train(run: Run, plan: SwitcherPlan, arguments: dict[str, Any], checkpoints:
     trainer.save_model(str(checkpoints / "final"))
     return {
         "schema": 1,
+        "recipe": run.name,
         "candidates": run.recipe.names,
         "format": run.recipe.switcher.format,
         "base": plan.base.model,

@@ -12,9 +12,10 @@ from switchgen.config.section import Section
 class RacingConfig(Section):
     """How completions are spent where that can change the label; for scores in [0, 1].
 
-    The guarantee: a candidate that is better than the label by `margin` or more is missed with probability at most
-    1 - `confidence`, for each pair and however often the scores are looked at; smaller differences are not looked for
-    (tests by betting, Waudby-Smith & Ramdas 2023; `rollout/racing.py`).
+    The guarantee: that a state ends as `winner` or `tie` with a label that another candidate beats by `margin` or more
+    has a probability of at most 1 - `confidence`, for each pair and however often the scores are looked at; smaller
+    differences are not looked for (tests by betting, Waudby-Smith & Ramdas 2023; `rollout/racing.py`). A state that
+    ends undecided at `max` (outcome `budget`) has the best mean so far for its label, and no guarantee.
     """
 
     start: int = Field(4, ge=1, description="completions that every branch gets")
@@ -22,7 +23,10 @@ class RacingConfig(Section):
     max: int = Field(32, ge=1, description="completions that no branch gets more of")
     margin: float = Field(0.2, gt=0, lt=1, description="smaller differences are not looked for, in units of the score")
     confidence: float = Field(
-        0.9, gt=0, lt=1, description="1 - the probability that a candidate is missed that is better by `margin`"
+        0.9,
+        gt=0,
+        lt=1,
+        description="1 - the probability that a decided race misses one who is better by `margin`",
     )
 
     @model_validator(mode="after")

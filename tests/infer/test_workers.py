@@ -68,11 +68,24 @@ def test_two_workers_evaluate_as_one(
     assert f"{len(expected)} responses by 2 workers" in caplog.text
 
 
-def test_a_killed_worker_leaves_what_is_finished(make_run: MakeRun, expected: dict[tuple[str, str], JSON]) -> None:
-    """One dies, the other is ended; another number of workers goes on, over a torn line."""
+def test_a_killed_worker_is_replaced(
+    make_run: MakeRun, expected: dict[tuple[str, str], JSON], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run("killed", *LONGER, tasks=TASKS)
+    with worker_killed(run.dir / "evaluation", "shards/*/*.jsonl", after=5):
+        evaluate(run, workers=2)
+    assert "another takes its place" in caplog.text
+    assert written(run) == expected
+
+
+def test_killed_workers_leave_what_is_finished(
+    make_run: MakeRun, expected: dict[tuple[str, str], JSON], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One dies too often, the other is ended; another number of workers goes on, over a torn line."""
+    monkeypatch.setattr("switchgen.workers.REPLACEMENTS", 0)
     run = make_run("killed", *LONGER, tasks=TASKS)
     folder = run.dir / "evaluation"
-    with worker_killed(folder, "shards/*/*.jsonl", after=5), pytest.raises(WorkerError, match=r"evaluate-\d.*-9"):
+    with worker_killed(folder, "shards/*/*.jsonl", after=5), pytest.raises(WorkerError, match=r"evaluate-\d.*signal 9"):
         evaluate(run, workers=2)
     assert 5 <= lines_in(folder, "shards/*/*.jsonl") < len(expected)
     shards = sorted(folder.glob("shards/*/*.jsonl"))
@@ -106,7 +119,23 @@ def test_two_workers_answer_as_one(make_run: MakeRun, source: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_killed_worker_s_rows_are_gone_on_with(make_run: MakeRun, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unordered", [False, True])
+def test_a_killed_worker_s_rows_are_written_once(
+    make_run: MakeRun, source: Path, tmp_path: Path, unordered: bool
+) -> None:
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    infer(make_run("whole", *LONGER), input=source, output=whole, policy="random")
+    run = make_run("killed", *LONGER)
+    with worker_killed(work_folder(run, output), "shards/*/*.jsonl", after=4):
+        infer(run, input=source, output=output, policy="random", workers=2, unordered=unordered)
+    assert sorted(output.read_text().splitlines()) == sorted(whole.read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_rows_are_gone_on_with(
+    make_run: MakeRun, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("switchgen.workers.REPLACEMENTS", 0)
     whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
     infer(make_run("whole", *LONGER), input=source, output=whole, policy="random")
     run = make_run("killed", *LONGER)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import worker_killed
 
 from rollout.stage import main
 from switchgen.errors import ConfigError, WorkerError
@@ -180,27 +181,15 @@ def test_a_worker_s_failure_shows_where(make_run: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_fails_the_stage_and_nothing_is_lost(
-    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any]
+def test_a_killed_worker_is_replaced(
+    make_run: Any, labels_of: ReadLabels, uninterrupted: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run("killed", *LARGER)
-    process = _start(run, workers=2)
-    _wait_for_lines(run, process, 3)
-    workers = _children(process.pid)
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
-    _, shown = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert (
-        b"switchgen: rollout-" in shown
-        and b"Traceback" not in shown
-        and b"-9" in shown
-        and b"what is finished is kept" in shown
-    )
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers), "the other worker was left running"
-    assert 3 <= _lines(run) < len(uninterrupted)
-    main(run)
+    with worker_killed(run.dir / "rollout", "labels-*.jsonl", after=3):
+        main(run, workers=2)
+    assert "killed by signal 9); another takes its place" in caplog.text
     assert labels_of(run) == uninterrupted
+    assert len(list((run.dir / "rollout").glob("labels-*.jsonl"))) == 2
 
 
 @pytest.mark.slow

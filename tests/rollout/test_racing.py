@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from rollout.budgets import Budget, RacingBudget, UniformBudget, Verdict
+from rollout.questions import warn_of_budget
 from rollout.racing import Race, smallest_margin, wealth
 from rollout.stage import main
-from switchgen.config import RacingConfig
+from switchgen.config import RacingConfig, RolloutConfig
 from switchgen.errors import ConfigError
 from switchgen.records import label_record
 from switchgen.rundir import Run
@@ -129,6 +130,21 @@ def test_false_winners_and_missed_candidates_stay_below_the_stated_level(planted
     assert missed / states <= 1 - DEFAULT.confidence + 0.037, "the union's bound is loose: the level itself holds here"
 
 
+def test_a_budget_that_is_too_small_leaves_most_states_undecided_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is promised for those: with this margin and max a quarter of their labels are wrong by the margin."""
+    settings = RacingConfig(margin=0.1, confidence=0.95, max=32)
+    rng = random.Random(11)
+    ends = [race(RacingBudget(settings), completions(rng, (0.45, 0.55), 32, 0.0), [False] * 2)[0] for _ in range(300)]
+    undecided = [verdict.label for verdict in ends if verdict.outcome == "budget"]
+    assert len(undecided) > 200 and undecided.count(0) / len(undecided) > 0.15
+    assert sum(verdict.label == 0 and verdict.outcome != "budget" for verdict in ends) / len(ends) <= 0.05
+    warn_of_budget(RolloutConfig(budget="racing", racing=settings))
+    assert "most states will end undecided" in caplog.text
+    caplog.clear()
+    warn_of_budget(RolloutConfig(budget="racing"))
+    assert not caplog.text
+
+
 def test_racing_spends_less_and_loses_less_than_uniform() -> None:
     """On states as the lab has them: half without any difference, a third clear, the rest in between."""
     rng = random.Random(3)
@@ -221,4 +237,4 @@ def test_a_setting_without_effect_warns(make_run: Any, home: Any, caplog: pytest
     load_tasks(make_run("run", rollout={"racing": {"start": 2}}, **_ages(home)))
     assert "rollout.racing has no effect" in caplog.text
     load_tasks(make_run("run", rollout={**RACING, "racing": {"margin": 0.05}}, **_ages(home)))
-    assert "less than 32 completions can resolve" in caplog.text
+    assert "0.05 is too small for max 32" in caplog.text and "allowed without this warning: 0.142" in caplog.text

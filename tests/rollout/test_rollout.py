@@ -229,11 +229,12 @@ def test_rows_in_flight_change_nothing(finished: Run, make_run: Any, labels_of: 
     assert labels_of(many) == labels_of(finished)
 
 
-def test_each_model_reads_a_prefix_once(make_run: Any) -> None:
+def test_no_model_reads_anything_twice(make_run: Any) -> None:
     """Counted exactly: one state, its prefix one segment, its completions one segment after the branch.
 
-    Model j reads its prompt and the prefix once, and once each other model's branch, except that branch's last token,
-    with which its completions begin to decode. It reads nothing twice, however many branches and completions there are.
+    Of its prompt and the prefix model j reads what it has not met in the trace, but for the last token, with which its
+    branch begins to decode; and once each other model's branch, except that branch's last token, with which its
+    completions begin. It reads nothing twice, the trace included, however many branches and completions there are.
     """
     run = make_run(
         "run", "decoding.max_new_tokens=24", "rollout.prefix=[0.3, 0.4]", "rollout.completions=24", "engine.max_rows=64"
@@ -247,7 +248,14 @@ def test_each_model_reads_a_prefix_once(make_run: Any) -> None:
     states: list[State] = []
     records: list[dict[str, Any]] = []
 
+    seen: list[int] = []
+
     class Spy(Labelling):
+        def _branch(self, state: State) -> None:
+            contexts = state.prefix.contexts
+            seen[:] = [contexts[index].cached if index in contexts else 0 for index in range(len(engines))]
+            super()._branch(state)
+
         def _record(self, state: State) -> dict[str, Any]:
             states.append(state)
             return super()._record(state)
@@ -273,7 +281,7 @@ def test_each_model_reads_a_prefix_once(make_run: Any) -> None:
     for index, candidate in enumerate(writer.pool):
         prompt = len(candidate.prompt_ids(question.query))
         others = sum(length - 1 for writer, length in enumerate(lengths) if writer != index)
-        assert whole[index][0] - trace_alone[index][0] == prompt + prefix + others
+        assert whole[index][0] - trace_alone[index][0] == prompt + prefix - seen[index] + others
         assert engines[index].stats.evicted_rows == 0
         assert not any(engines[index].table.owners), "every row is released"
     assert record["tokens"] == sum(drawn for _, drawn in whole), "a state costs what was drawn for it"

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from switchgen.errors import ConfigError
+from switchgen.files import Shard
+from switchgen.workers import Report, Share, Spent
+
 
 def lines_in(folder: Path, pattern: str) -> int:
     """Finished lines of the files there."""
@@ -54,3 +58,33 @@ def worker_killed(folder: Path, pattern: str, *, after: int) -> AbstractContextM
         return bool(children)
 
     return once_lines_are_there(folder, pattern, after, kill)
+
+
+# Work for `do_shares`: functions of a module that other processes can import.
+
+
+def one_piece_a_life(share: Share[list[str]], report: Report) -> Spent:
+    """Finish one of the share's pieces and be killed, until none is left."""
+    with Shard(share.folder / f"{share.worker}.jsonl") as shard:
+        for piece in share.work:
+            if piece not in shard.done:
+                shard.append({"id": piece})
+                report(piece)
+                os.kill(os.getpid(), signal.SIGKILL)
+    return Spent()
+
+
+def killed_at_once(share: Share[list[str]], report: Report) -> Spent:
+    """Be killed before anything is finished."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Spent()
+
+
+def ends_by_itself(share: Share[list[str]], report: Report) -> Spent:
+    """End without a word, and not by a signal."""
+    os._exit(7)
+
+
+def a_user_s_mistake(share: Share[list[str]], report: Report) -> Spent:
+    """Meet with wrong input."""
+    raise ConfigError("no such thing")

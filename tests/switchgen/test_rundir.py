@@ -300,7 +300,7 @@ def test_file_systems_without_locks_are_named(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("switchgen.files.fcntl.flock", refuse)
-    for hold_folder in (lock, at_work):
+    for hold_folder in (lock, lambda folder: at_work(folder, 0)):
         with pytest.raises(StorageError, match="cannot be locked .Function not implemented.; allowed: a --run-dir"):
             hold_folder(tmp_path).__enter__()
 

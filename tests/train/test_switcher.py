@@ -15,13 +15,14 @@ from fits import NAMES, label_records, make_run, write_labels
 
 from switchgen.assembly import make_run_policy
 from switchgen.candidates import Pool
-from switchgen.config import SwitcherConfig
+from switchgen.config import CONFIGS_DIR, SwitcherConfig
 from switchgen.errors import ConfigError, DataError
 from switchgen.policies import SwitcherPolicy
 from switchgen.records import query_of
 from switchgen.rows import Row
 from switchgen.rundir import Run, open_run
 from train.label_data import label_examples, read_labels
+from train.sft import fit_folder
 from train.switcher import main, prepare
 
 FAST: dict[str, Any] = {
@@ -74,7 +75,9 @@ def test_the_card_is_a_card(fitted: Run) -> None:
     head = yaml.safe_load(text.split("---")[1])
     assert head["base_model"] == fitted.recipe.pool[-1].model and head["library_name"] == "peft"
     assert "0. base\n1. tuned\n2. aligned" in text
-    assert "held-out states" in text
+    assert "held-out states" in text and "4 tie" in text
+    assert f"`{{base: {head['base_model']}, adapter: <this folder or repository>, format: released}}`" in text
+    assert "`switchgen train fruit`" in text and "learning_rate" in text
 
 
 def test_plain_peft_and_the_pool_read_the_same_logits(fitted: Run) -> None:
@@ -135,12 +138,16 @@ def test_a_compact_switcher_is_read_as_it_was_trained(tmp_path: Path) -> None:
 
 
 def test_a_second_start_finds_it_finished(fitted: Run, caplog: pytest.LogCaptureFixture) -> None:
+    # As a kill leaves it that comes after the adapter is there and before its checkpoints are gone.
+    leftovers = fitted.dir / "switcher-checkpoints"
+    (leftovers / "checkpoint-3").mkdir(parents=True)
     weights = fitted.switcher_adapter / "adapter_model.safetensors"
     before = weights.stat().st_mtime_ns
     with caplog.at_level(logging.INFO, "switchgen"):
         summary = main(fitted)
     assert "is finished" in caplog.text
     assert weights.stat().st_mtime_ns == before
+    assert not leftovers.exists()
     facts = json.loads((fitted.switcher_adapter / "switchgen.json").read_text())
     assert summary["accuracy"] == facts["accuracy"] and summary["labels"]["records"] == 24
 
@@ -171,6 +178,21 @@ def test_more_labels_and_a_finished_switcher(tmp_path: Path) -> None:
     write_labels(run.dir, label_records(24))
     with pytest.raises(ConfigError, match=r"labels: was .*\n.*train\.args\.learning_rate: was 0\.001, is 0\.5"):
         main(changed)
+
+
+def test_deepspeed_settings_are_the_same_by_any_name(tmp_path: Path) -> None:
+    """A fit that was killed under one name of its settings goes on under another; with other settings it does not."""
+    path = CONFIGS_DIR / "deepspeed" / "zero3.json"
+    copy = tmp_path / "mine.json"
+    copy.write_text(path.read_text())
+    for given in ("zero3", "configs/deepspeed/zero3.json", str(path), str(copy), json.loads(path.read_text())):
+        with pytest.raises(KeyboardInterrupt), fit_folder(tmp_path / "checkpoints", "train", {"seed": 1}, given):
+            raise KeyboardInterrupt
+    with pytest.raises(ConfigError, match=r"deepspeed\.zero_optimization\.stage: was 3, is 2"):
+        fit_folder(tmp_path / "checkpoints", "train", {"seed": 1}, "zero2").__enter__()
+    copy.write_text("[]")
+    with pytest.raises(ConfigError, match="mine.json holds no JSON object"):
+        fit_folder(tmp_path / "checkpoints", "train", {"seed": 1}, str(copy)).__enter__()
 
 
 def test_the_same_seed_gives_the_same_adapter(fitted: Run, tmp_path: Path) -> None:
