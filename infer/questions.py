@@ -66,7 +66,8 @@ class Questions:
             scorer: the settings of the judge or the reward model, where one scores.
         """
         item = json.dumps(example.item, sort_keys=True, default=str)  # hub rows hold dates and the like
-        return content_hash([self.metric, self.task.marker, self.task.strict, item, scorer])
+        task = self.task
+        return content_hash([self.metric, task.marker, task.strict, task.confidence, item, scorer])
 
     def score_record(self, example: Example, record: dict[str, Any]) -> None:
         """Write `score`, `extracted` and the stamp `scored_by` into a kept response; a model's score is left open."""
