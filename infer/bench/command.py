@@ -27,9 +27,9 @@ TABLE = (
     Cell("tiny", 16, 512, "abcdef", 2),
     *(Cell("tiny", 16, length, "de", 1, limited=False) for length in (1024, 2048)),
     *(Cell("tiny", 4, length, "ad", 1, limited=False) for length in (512, 1024, 2048, 4096)),
-    Cell("small", 16, 512, "abd", 3),
-    Cell("small", 64, 512, "d", 2, queries=96),
-    Cell("small", 16, 2048, "d", 2, written=1536),
+    Cell("small", 16, 512, "abd", 2),
+    Cell("small", 64, 512, "d", 1, queries=96),
+    Cell("small", 16, 2048, "d", 1, written=1536),
 )
 """The whole CPU table, within an hour on one core. `--repeats` repeats more often."""
 QUICK = (
