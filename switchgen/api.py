@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from switchgen.candidates import Pool, Switcher
-from switchgen.config import BaselinesConfig, DecodingConfig, nearest
+from switchgen.config import BaselinesConfig, DecodingConfig, RouterConfig, nearest
 from switchgen.engines.remote import RemoteEngine
 from switchgen.errors import ConfigError
 from switchgen.ids import derive_seed
@@ -15,7 +15,7 @@ from switchgen.policies.fixed import SHARE_POLICIES, ShareRandomPolicy, parse_sh
 from switchgen.policies.judge import Judge, JudgePolicy
 from switchgen.policies.masked import leave_out, split_name
 from switchgen.policies.responses import ResponsePolicy, is_response_policy, parse_response_policy
-from switchgen.policies.routers import Predictor, RouterPolicy, is_router, parse_router
+from switchgen.policies.routers import JUDGE, RouterPolicy, check_router, is_router
 from switchgen.policies.routing import PROMPTED, ROUTING_POLICIES, RoutingPolicy, ask_for_answerer
 from switchgen.response_loop import ResponseLoop
 from switchgen.rows import Row
@@ -36,7 +36,7 @@ def make_policy(
     switcher: Switcher | None = None,
     temperature: float = 1.0,
     top_p: float = 0.9,
-    predictor: Predictor = "aligned",
+    router: RouterConfig | None = None,
     judge: Judge | None = None,
     baselines: BaselinesConfig | None = None,
 ) -> AnyPolicy:
@@ -46,7 +46,7 @@ def make_policy(
         switcher: the model behind `switcher` and `routing` (with its adapter), `untuned` and `prompted-routing`
             (without).
         temperature, top_p: how the switcher's probabilities become a choice.
-        predictor: whose most likely token a router's content rule looks at, where its name does not say.
+        router: what a token router's name leaves open (γ, the predictor), and its function words.
         judge: the model behind `baco-judge`.
         baselines: settings of `prompted-routing` and of the policies over whole responses.
 
@@ -55,11 +55,11 @@ def make_policy(
     """
     if name in pool.names:
         return FixedPolicy(pool.index(name), name)
-    check_policy(name, pool.names)
+    check_policy(name, pool.names, router)
     rule, left_out = split_name(name)
     if left_out:
         inner = make_policy(
-            rule, pool, switcher=switcher, temperature=temperature, top_p=top_p, predictor=predictor, judge=judge,
+            rule, pool, switcher=switcher, temperature=temperature, top_p=top_p, router=router, judge=judge,
             baselines=baselines,
         )  # fmt: skip
         assert not isinstance(inner, RouterPolicy | ResponsePolicy), "checked by its name"
@@ -69,7 +69,7 @@ def make_policy(
     if is_share(name):
         return ShareRandomPolicy(name, base=0, aligned=len(pool) - 1)
     if is_router(name):
-        return make_router(name, pool, predictor=predictor, judge=judge)
+        return make_router(name, pool, settings=router, judge=judge)
     if is_response_policy(name):
         return ResponsePolicy(name, pool, baselines)
     if switcher is None:
@@ -94,7 +94,9 @@ def check_switcher(switcher: Switcher, pool: Pool) -> None:
         )
 
 
-def make_router(name: str, pool: Pool, *, predictor: Predictor = "aligned", judge: Judge | None = None) -> RouterPolicy:
+def make_router(
+    name: str, pool: Pool, *, settings: RouterConfig | None = None, judge: Judge | None = None
+) -> RouterPolicy:
     """A token router between the first and the last candidate.
 
     Raises:
@@ -112,8 +114,8 @@ def make_router(name: str, pool: Pool, *, predictor: Predictor = "aligned", judg
             raise ConfigError(f"policy {name!r} needs both models' logits at every token; {candidate.name} is behind "
                               "servers (engine: openai)")  # fmt: skip
     last = len(pool) - 1
-    if parse_router(name).rule != "baco-judge":
-        return RouterPolicy(name, base.vocabulary, base=0, aligned=last, predictor=predictor)
+    if name != JUDGE:
+        return RouterPolicy(name, base.vocabulary, base=0, aligned=last, settings=settings)
     if judge is None:
         raise ConfigError(f"policy {name!r} needs a judge; load one with switchgen.policies.judge.load_judge")
     return JudgePolicy(name, base.vocabulary, judge, base=0, aligned=last)
@@ -150,8 +152,11 @@ def is_share(name: str) -> bool:
     return name.partition("@")[0] in SHARE_POLICIES
 
 
-def check_policy(name: str, names: Sequence[str]) -> None:
+def check_policy(name: str, names: Sequence[str], router: RouterConfig | None = None) -> None:
     """See that a policy's name can work with candidates of these names.
+
+    Args:
+        router: what a token router's name leaves open.
 
     Raises:
         ConfigError: it cannot.
@@ -160,11 +165,11 @@ def check_policy(name: str, names: Sequence[str]) -> None:
         return
     rule, left_out = split_name(name)
     if left_out:
-        check_policy(rule, names)
+        check_policy(rule, names, router)
         check_left_out(name, left_out, names)
         return
     if is_router(name):
-        parse_router(name)
+        check_router(name, router or RouterConfig())
     elif is_share(name):
         parse_share(name)
     elif is_response_policy(name):

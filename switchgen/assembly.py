@@ -19,7 +19,7 @@ from switchgen.policies.judge import load_judge
 from switchgen.policies.masked import MaskedPolicy, leave_out, split_name
 from switchgen.policies.probe import Probe, ProbePolicy, check_probe
 from switchgen.policies.responses import ResponsePolicy, is_response_policy
-from switchgen.policies.routers import RULES, RouterPolicy, is_router, parse_router
+from switchgen.policies.routers import JUDGE, RULES, RouterPolicy, function_words, is_router, parse_router
 from switchgen.policies.routing import PROMPTED, ROUTING, ROUTING_POLICIES
 from switchgen.rows import Row
 from switchgen.rundir import Run
@@ -27,7 +27,6 @@ from switchgen.rundir import Run
 logger = logging.getLogger("switchgen")
 
 DISTILLED = "distilled"
-JUDGE = "baco-judge"
 
 
 @dataclass
@@ -69,7 +68,7 @@ def check_writers(run: Run, names: Sequence[str]) -> None:
                 )
             continue
         if name not in run.recipe.names:
-            check_policy(name, run.recipe.names)
+            check_policy(name, run.recipe.names, run.recipe.router)
         if run.recipe.switcher.kind == "probe" and split_name(name)[0] in ("untuned", *ROUTING_POLICIES):
             own = "is the switcher's model without its adapter" if name == "untuned" else "asks the switcher's model"
             raise ConfigError(
@@ -160,7 +159,7 @@ def make_run_policy(run: Run, name: str, pool: Pool) -> AnyPolicy:
     judge = load_judge(pool, router, max_slots=_slots(run)) if name == JUDGE else None
     policy = make_policy(
         name, pool, switcher=switcher, temperature=settings.temperature, top_p=settings.top_p,
-        predictor=router.predictor, judge=judge, baselines=run.recipe.baselines,
+        router=router, judge=judge, baselines=run.recipe.baselines,
     )  # fmt: skip
     return guarded(policy, run.recipe, pool)
 
@@ -222,10 +221,15 @@ def fingerprint(run: Run, policy: str) -> dict[str, str]:
         settings = recipe.baselines.model_dump(mode="json", include={"select", "scorer", "reward_model", "refine"})
         parts["baselines"] = content_hash(settings)
     if is_router(policy):
-        router = parse_router(policy)
+        router = parse_router(policy, recipe.router.gamma)
+        content_rule = RULES[router.rule][1]
         # Only what the name leaves open and the defaults do not settle, so that older responses keep their claims.
-        if RULES[router.rule][1] is not None and router.predictor is None and recipe.router.predictor != "aligned":
+        if router.gamma is not None and "@" not in policy:
+            parts["gamma"] = str(router.gamma)
+        if content_rule is not None and router.predictor is None and recipe.router.predictor != "aligned":
             parts["predictor"] = recipe.router.predictor
+        if content_rule == "fc" and recipe.router.function_words is not None:
+            parts["function_words"] = content_hash(sorted(function_words(recipe.router.function_words)))
         if policy == JUDGE:
             parts["judge"] = recipe.router.judge or recipe.names[-1]
     return parts

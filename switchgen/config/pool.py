@@ -129,6 +129,10 @@ class RouterConfig(Section):
     predictor: Literal["aligned", "base"] = Field(
         "aligned", description="whose most likely token the content rules look at; a name may say it: baco-punc+base"
     )
+    gamma: float | None = Field(None, description="γ of routers whose name has none: baco-p is then baco-p@γ")
+    function_words: str | None = Field(
+        None, description="file with the function words of the rules FC, one a line, UTF-8; default: the English list"
+    )
     judge: str | None = Field(
         None, description="baco-judge: a candidate's name, a folder or a hub name; default: the last candidate"
     )

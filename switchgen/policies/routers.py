@@ -3,12 +3,12 @@
 P(y_t) = w P_base + (1 - w) P_aligned with w in {0, 1}: both models see every token, a router picks one, the token is
 sampled from the picked model. No training.
 
-Rules, by name (γ after `@`):
+Rules, by name (γ after `@`, else the recipe's `router.gamma`):
     p        base if max P_base < γ
     h        base if the entropy of P_base (nats) > γ
     rand     base with probability γ
     punc     aligned if the predicted token is punctuation or format, else base
-    fc       aligned if the predicted token is a function word, else base
+    fc       aligned if the predicted token is a function word (an English list, or `router.function_words`), else base
     p-punc, h-punc, p-fc, h-fc   aligned if the content rule fires, else the logit rule
     judge    an external model decides (`policies.judge`)
 
@@ -34,12 +34,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from switchgen.config import DATA_DIR, nearest
+from switchgen.config import DATA_DIR, RouterConfig, nearest
 from switchgen.errors import ConfigError
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, is_unsure, uniform
@@ -49,6 +49,7 @@ LogitRule = Literal["p", "h", "rand", "nudge", "average", "contrast", "judge"]
 ContentRule = Literal["punc", "fc"]
 Predictor = Literal["aligned", "base"]
 
+JUDGE = "baco-judge"
 RULES: dict[str, tuple[LogitRule | None, ContentRule | None]] = {
     "baco-p": ("p", None),
     "baco-h": ("h", None),
@@ -59,7 +60,7 @@ RULES: dict[str, tuple[LogitRule | None, ContentRule | None]] = {
     "baco-h-punc": ("h", "punc"),
     "baco-p-fc": ("p", "fc"),
     "baco-h-fc": ("h", "fc"),
-    "baco-judge": ("judge", None),
+    JUDGE: ("judge", None),
     "nudging": ("nudge", None),
     "average": ("average", None),
     "contrast": ("contrast", None),
@@ -99,8 +100,11 @@ def is_router(name: str) -> bool:
     return name.startswith("baco") or re.split("[@+]", name)[0] in RULES
 
 
-def parse_router(name: str) -> RouterName:
+def parse_router(name: str, default: float | None = None) -> RouterName:
     """Take a router's name apart.
+
+    Args:
+        default: γ where the name has none (`router.gamma`).
 
     Raises:
         ConfigError: unknown rule, γ missing, not a number, or given to a rule that has none; a predictor where nothing
@@ -121,15 +125,28 @@ def parse_router(name: str) -> RouterName:
         if at:
             raise ConfigError(f"router {name!r}: {rule} has no γ; write {head}")
         return RouterName(rule, None, whose)
+    if not at and default is None:
+        raise ConfigError(f"router {name!r} has no γ: write it after @, e.g. {head}@0.3, or set router.gamma")
     try:
-        gamma = float(text)
+        gamma = float(text) if at or default is None else default
     except ValueError:
         gamma = math.nan
     too_low = logit_rule == "contrast" and not 0 <= gamma < math.inf
     if math.isnan(gamma) or too_low or (logit_rule in _SHARES and not 0 <= gamma <= 1):
         allowed = "a number" + (" from 0 to 1" if logit_rule in _SHARES else ", at least 0" if too_low else "")
-        raise ConfigError(f"router {name!r}: after @ stands γ, {allowed}, e.g. {head}@0.3")
+        where = "after @ stands γ" if at else f"router.gamma ({default}) is γ"
+        raise ConfigError(f"router {name!r}: {where}, {allowed}, e.g. {head}@0.3")
     return RouterName(rule, gamma, whose)
+
+
+def check_router(name: str, settings: RouterConfig) -> None:
+    """See that a router of this name can work.
+
+    Raises:
+        ConfigError: see `parse_router`; or it needs function words, and their file is none.
+    """
+    if RULES[parse_router(name, settings.gamma).rule][1] == "fc":
+        function_words(settings.function_words)
 
 
 class RouterPolicy:
@@ -137,7 +154,8 @@ class RouterPolicy:
 
     Args:
         base, aligned: places on the ladder.
-        predictor: whose most likely token the content rules look at, where the name does not say.
+        settings: γ and whose most likely token the content rules look at, where the name does not say, and the function
+            words.
     """
 
     engine = None
@@ -151,17 +169,19 @@ class RouterPolicy:
         *,
         base: int = 0,
         aligned: int = 1,
-        predictor: Predictor = "aligned",
+        settings: RouterConfig | None = None,
     ) -> None:
-        parsed = parse_router(name)
+        settings = settings or RouterConfig()
+        parsed = parse_router(name, settings.gamma)
         self.name = name
         self.gamma = parsed.gamma
         self.logit_rule, content_rule = RULES[parsed.rule]
         self.base = base
         self.aligned = aligned
-        self.predictor = parsed.predictor or predictor
+        self.predictor = parsed.predictor or settings.predictor
         self.vocabulary = vocabulary
-        self.fires_V = None if content_rule is None else content_flags(vocabulary, content_rule)
+        words = function_words(settings.function_words) if content_rule == "fc" else frozenset()
+        self.fires_V = None if content_rule is None else content_flags(vocabulary, content_rule, words)
 
     @property
     def weight(self) -> float | None:
@@ -216,16 +236,15 @@ class RouterPolicy:
         """Forget a row that is finished."""
 
 
-def content_flags(vocabulary: Vocabulary, rule: ContentRule) -> torch.Tensor:
+def content_flags(vocabulary: Vocabulary, rule: ContentRule, words: frozenset[str]) -> torch.Tensor:
     """Per token, whether a content rule fires on it (bool, shape V).
 
     `punc`: the token is white space, or holds only characters of the Unicode categories P* and S* beside white space
     (so brackets, quotes, code fences, bullets, emoji with what joins their parts), or is a list mark such as `1.` or
     `b)`.
-    `fc`: the token without white space, in lower case, is in the packaged list of English function words.
+    `fc`: the token without white space, in lower case, is one of the function words.
     A token that holds a part of a character is neither: what it will be is not said yet.
     """
-    words = function_words() if rule == "fc" else frozenset()
     flags = torch.zeros(len(vocabulary), dtype=torch.bool)
     for index, raw in enumerate(vocabulary.token_bytes):
         try:
@@ -247,9 +266,18 @@ def is_format(text: str) -> bool:
     return bool(signs) and all(unicodedata.category(character)[0] in "PS" for character in signs)
 
 
-@lru_cache
-def function_words() -> frozenset[str]:
-    """The packaged list (data/words/function_words_en.txt)."""
-    path = DATA_DIR / "words" / "function_words_en.txt"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+def function_words(file: str | None = None) -> frozenset[str]:
+    """The words of a file, in lower case, or the packaged English list; lines that begin with # say where it is from.
+
+    Raises:
+        ConfigError: the file is not there, not UTF-8, or empty.
+    """
+    path = DATA_DIR / "words" / "function_words_en.txt" if file is None else Path(file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"router.function_words: {path}: {error}; allowed: a UTF-8 file, one word a line") from None
+    words = frozenset(word.lower() for line in lines if not line.startswith("#") for word in line.split())
+    if not words:
+        raise ConfigError(f"router.function_words: {path} holds no words; allowed: a UTF-8 file, one word a line")
+    return words

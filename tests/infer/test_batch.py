@@ -393,3 +393,20 @@ def test_finished_rows_are_let_go(make_run: MakeRun, tmp_path: Path) -> None:
             alive.append(sum(type(thing) is Row for thing in gc.get_objects()))
     assert len(alive) == 4
     assert max(alive) <= run.recipe.engine.max_rows + 1
+
+
+def test_a_routers_gamma_may_stand_in_the_recipe(make_run: MakeRun, source: Path, tmp_path: Path) -> None:
+    written = {}
+    for name, policy, *settings in (
+        ("named", "baco-rand@0.5"),
+        ("set", "baco-rand", "router.gamma=0.5"),
+        ("other", "baco-rand", "router.gamma=0"),
+    ):
+        run = make_run(name, *settings)
+        main(run, input=source, output=tmp_path / f"{name}.jsonl", policy=policy, limit=3)
+        written[name] = [line["output"] for line in _read(tmp_path / f"{name}.jsonl")]
+    assert written["named"] == written["set"] != written["other"]
+    with pytest.raises(ConfigError, match="gamma"):
+        main(run, input=source, output=tmp_path / "set.jsonl", policy="baco-rand", limit=3)
+    with pytest.raises(ConfigError, match="or set router.gamma"):
+        main(make_run("none"), input=source, output=tmp_path / "none.jsonl", policy="baco-rand")

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of
 from reference import goes_on_with_word, in_word
 
 from switchgen import Pool, Query, generate
-from switchgen.api import response_seed
-from switchgen.config import SegmentConfig
+from switchgen.api import check_policy, response_seed
+from switchgen.config import RouterConfig, SegmentConfig
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import (
     RULES,
@@ -95,7 +96,7 @@ def test_hand_worked_decisions(name: str, base: tuple[float, ...], aligned: tupl
 
 
 def test_the_base_can_be_the_predictor() -> None:
-    policy = RouterPolicy("baco-punc", FourTokens(), predictor="base")
+    policy = RouterPolicy("baco-punc", FourTokens(), settings=RouterConfig(predictor="base"))
     assert _pick(policy, SURE_COMMA, SURE_CAT) == "aligned"
     assert _pick(policy, SURE_CAT, SURE_COMMA) == "base"
 
@@ -221,8 +222,8 @@ def test_content_rules_do_not_fire_on_parts_of_characters() -> None:
         for length in range(1, len(character.encode()))
     ]
     vocabulary = TokensOf([*torn, b" the", b" ("])
-    assert content_flags(vocabulary, "punc").tolist() == [False] * len(torn) + [False, True]
-    assert content_flags(vocabulary, "fc").tolist() == [False] * len(torn) + [True, False]
+    assert content_flags(vocabulary, "punc", frozenset()).tolist() == [False] * len(torn) + [False, True]
+    assert content_flags(vocabulary, "fc", function_words()).tolist() == [False] * len(torn) + [True, False]
 
 
 EMOJI = ["❤️", " ✔️", "👩‍💻", "👍🏽", "🏴\U000e0067\U000e0062\U000e007f", ")\n\n("]
@@ -251,7 +252,7 @@ def test_function_words() -> None:
     ("name", "part"),
     [
         ("baco-q@1", "allowed: baco-p"),
-        ("baco-p", "baco-p@0.3"),
+        ("baco-p", "baco-p@0.3, or set router.gamma"),
         ("baco-p@x", "a number"),
         ("baco-rand@1.5", "from 0 to 1"),
         ("baco-punc@1", "has no γ"),
@@ -262,6 +263,34 @@ def test_wrong_router_names(name: str, part: str) -> None:
     with pytest.raises(ConfigError, match="router") as raised:
         parse_router(name)
     assert part in str(raised.value)
+
+
+def test_gamma_of_the_recipe() -> None:
+    settings = RouterConfig(gamma=1.5)
+    assert RouterPolicy("baco-h", FourTokens(), settings=settings).gamma == 1.5
+    assert RouterPolicy("baco-h-fc+base", FourTokens(), settings=settings).gamma == 1.5
+    assert RouterPolicy("baco-h@0.2", FourTokens(), settings=settings).gamma == 0.2, "the name comes first"
+    assert RouterPolicy("baco-punc", FourTokens(), settings=settings).gamma is None
+    with pytest.raises(ConfigError, match=r"router.gamma \(1.5\) is γ, a number from 0 to 1"):
+        RouterPolicy("baco-rand", FourTokens(), settings=settings)
+
+
+def test_function_words_of_another_language(tmp_path: Path) -> None:
+    """Der Rat der Alten: one word a line, whatever its case, in any script."""
+    file = tmp_path / "words.txt"
+    file.write_text("\ufeff# where it is from\nDer\nfür\nи\n", encoding="utf-8")
+    settings = RouterConfig(function_words=str(file))
+    vocabulary = TokensOf([token.encode() for token in ("der", " Für", " и", " the", " Rat")])
+    policy = RouterPolicy("baco-fc", vocabulary, settings=settings)
+    assert policy.fires_V.tolist() == [True, True, True, False, False]
+    assert RouterPolicy("baco-fc", vocabulary).fires_V.tolist() == [False, False, False, True, False]
+    check_policy("baco-p", ["a", "b"], RouterConfig(gamma=0.3, function_words="nowhere"))
+    for broken, content in {"none": None, "empty": b"# nothing\n", "latin": b"f\xfcr\n"}.items():
+        wrong = tmp_path / broken
+        if content is not None:
+            wrong.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"router.function_words: .*{broken}.*allowed: a UTF-8 file"):
+            check_policy("baco-p-fc@0.3", ["a", "b"], RouterConfig(function_words=str(wrong)))
 
 
 # -- in the loop ------------------------------------------------------------

@@ -68,8 +68,9 @@ def test_hand_worked_decisions(name: str, base: tuple[float, ...], aligned: tupl
 
 
 def test_a_name_says_more_than_the_recipe() -> None:
-    assert RouterPolicy("baco-punc+aligned", FourTokens(), predictor="base").predictor == "aligned"
-    assert RouterPolicy("baco-punc", FourTokens(), predictor="base").predictor == "base"
+    settings = RouterConfig(predictor="base")
+    assert RouterPolicy("baco-punc+aligned", FourTokens(), settings=settings).predictor == "aligned"
+    assert RouterPolicy("baco-punc", FourTokens(), settings=settings).predictor == "base"
 
 
 @pytest.mark.parametrize(
