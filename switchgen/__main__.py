@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_with_settings(build_parser(), argv)
     _quiet()
     try:
-        VERBS[arguments.verb](arguments)
+        _run_verb(arguments)
     except SwitchgenError as error:
         print(f"switchgen: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -32,6 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("switchgen: stopped; start the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _run_verb(arguments: argparse.Namespace) -> None:
+    from switchgen.ranks import is_launched, lead  # noqa: PLC0415
+
+    verb = VERBS[arguments.verb]
+    if is_launched() and arguments.verb in SHARED:
+        lead(lambda: verb(arguments))
+    else:
+        verb(arguments)
 
 
 def _quiet() -> None:
@@ -261,6 +271,9 @@ VERBS: dict[str, Verb] = {
     "doctor": _doctor,
     "bench": _bench,
 }
+
+SHARED = ("rollout", "infer", "evaluate", "segments", "safety")
+"""Verbs whose work a launcher's ranks share. A fit's ranks each run the whole verb."""
 
 
 if __name__ == "__main__":

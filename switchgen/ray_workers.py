@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from switchgen.errors import ConfigError, SwitchgenError, one_line
-from switchgen.workers import Losses, Report, Share, Spent, T, Work, at_work, failure, take_place
+from switchgen.workers import Losses, Report, Share, Spent, T, Work, failure, work_at
 
 _POLL_SECONDS = 0.2
 _STORE_BYTES = 200 * 2**20
@@ -82,9 +82,7 @@ class Replica:
     def do(self, work: Work[Any], share: Share[Any], folder: Path, reports: Any) -> tuple[str, Any]:
         """Do a share; what went wrong comes back as it does from a local worker."""
         try:
-            with at_work(folder, share.worker):
-                take_place(share)
-                return "spent", work(share, lambda content: reports.put((share.worker, content)))
+            return "spent", work_at(work, share, folder, lambda content: reports.put((share.worker, content)))
         except SwitchgenError as error:
             return "error", error
         except Exception:

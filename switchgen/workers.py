@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar, cast
@@ -32,6 +33,7 @@ from typing import IO, Any, Generic, TypeVar, cast
 from switchgen.errors import ConfigError, SwitchgenError, WorkerError
 from switchgen.files import Shard, StorageError, hold, storage
 from switchgen.ids import share_of
+from switchgen.ranks import do_jobs, is_launched, world_size
 from switchgen.records import read_records
 from switchgen.rundir import Run
 
@@ -108,11 +110,16 @@ def log_spent(stage: str, count: int, spent: Sequence[Spent]) -> None:
 
 
 def num_workers_of(configured: int, asked: int | None) -> int:
-    """Processes to start: as the command asks, else as the recipe says.
+    """Processes to start: as the command asks, else as the recipe says. Under a launcher they are there: its ranks.
 
     Raises:
-        ConfigError: less than one.
+        ConfigError: less than one; or the command asks for others than the launcher's.
     """
+    if is_launched():
+        if asked not in (None, world_size()):
+            raise ConfigError(f"workers: got {asked}, started by a launcher in {world_size()} ranks, which are the "
+                              "workers; allowed: no --workers")  # fmt: skip
+        return world_size()
     number = configured if asked is None else asked
     if number < 1:
         raise ConfigError(f"workers: got {number}; allowed: 1 or more processes")
@@ -179,8 +186,8 @@ class Losses:
 
 def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: Path, report: Report) -> list[Spent]:
     """Do every share: a single one in this process, several in processes of their own; or on Ray, where the recipe
-    says so (`engine.executor`). A share that is done again goes on after the lines that its shards hold: so does the
-    process that replaces a killed one.
+    says so (`engine.executor`); or one by each rank of a launch (`switchgen.ranks`). A share that is done again goes on
+    after the lines that its shards hold: so does the process that replaces a killed one.
 
     Args:
         name: the stage, for the processes' names and for messages.
@@ -196,6 +203,8 @@ def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
     """
     if not shares:
         return []
+    if is_launched():
+        return _do_on_ranks(work, shares, name, folder, report)
     if shares[0].run.recipe.engine.executor == "ray":
         from switchgen.ray_workers import do_on_ray  # noqa: PLC0415
 
@@ -203,6 +212,26 @@ def do_shares(work: Work[T], shares: Sequence[Share[T]], *, name: str, folder: P
     if len(shares) == 1:
         return [work(shares[0], report)]
     return _do_in_processes(work, shares, name, folder, report)
+
+
+def _do_on_ranks(work: Work[T], shares: Sequence[Share[T]], name: str, folder: Path, report: Report) -> list[Spent]:
+    if shares[0].run.recipe.engine.executor == "ray":
+        raise ConfigError("engine.executor: ray starts processes of its own; allowed under a launcher: local")
+    spent = []
+    jobs = [partial(work_at, work, share, folder) for share in shares]
+    for number, (kind, content, _) in enumerate(do_jobs(jobs, report)):
+        if kind == "error":
+            raise failure(content, f"{name}, rank {number}")
+        if kind == "done":
+            spent.append(content)
+    return spent
+
+
+def work_at(work: Work[T], share: Share[T], folder: Path, report: Report) -> Spent:
+    """Do a share as the one process that does it."""
+    with at_work(folder, share.worker):
+        take_place(share)
+        return work(share, report)
 
 
 def _do_in_processes(work: Work[T], shares: Sequence[Share[T]], name: str, folder: Path, report: Report) -> list[Spent]:
@@ -271,10 +300,7 @@ def _work_in_process(work: Work[T], share: Share[T], folder: Path, sender: Conne
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _end_with_parent()
     try:
-        with at_work(folder, share.worker):
-            take_place(share)
-            spent = work(share, lambda content: sender.send(("finished", content)))
-        sender.send(("spent", spent))
+        sender.send(("spent", work_at(work, share, folder, lambda content: sender.send(("finished", content)))))
     except SwitchgenError as error:
         sender.send(("error", error))
     except Exception:

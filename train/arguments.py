@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from switchgen.config import CandidateConfig, nearest
 from switchgen.errors import ConfigError
-from train.launch import deepspeed_file, is_launched, world_size
+from switchgen.ranks import is_launched, world_size
+from train.launch import deepspeed_file
 
 if TYPE_CHECKING:
     from trl import SFTConfig

@@ -29,11 +29,12 @@ from switchgen.errors import ConfigError, DataError
 from switchgen.files import finished_folder, write_atomic, write_json
 from switchgen.ids import content_hash
 from switchgen.loading import check_model, load_vocabulary
+from switchgen.ranks import is_launched, is_main_process, world_size
 from switchgen.rundir import Run, claim_stage, provenance
 from switchgen.vocabulary import Vocabulary
 from switchgen.weights import weights_hash
 from switchgen.workers import num_workers_of
-from train.launch import Launcher, is_launched, is_main_process, launch, world_size
+from train.launch import Launcher, launch
 from train.responses import (
     StudentData,
     check_responses,

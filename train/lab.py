@@ -32,10 +32,11 @@ from switchgen.config import LabConfig
 from switchgen.errors import ConfigError
 from switchgen.files import lock
 from switchgen.ids import content_hash
+from switchgen.ranks import is_launched, is_main_process, world_size
 from switchgen.rundir import Run
 from train import ladder_texts
 from train.ladder import MODEL_TYPE, LadderShape, chat_tokenizer, load_rung, new_model, save_rung, train_tokenizer
-from train.launch import barrier, is_launched, is_main_process, launch, world_size
+from train.launch import barrier, launch
 from train.sft import library_notices_off
 from train.stages import StageProgress, StageSteps, align, finetune, pretrain
 from train.world import World, make_world

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import socket
 import subprocess
@@ -17,31 +16,12 @@ from typing import Any, Literal
 from switchgen.commandline import parse_with_settings
 from switchgen.config import CONFIGS_DIR, nearest
 from switchgen.errors import ConfigError, SwitchgenError, WorkerError
+from switchgen.ranks import is_main_process
 from switchgen.rundir import Run, open_run, write_provenance
 
 logger = logging.getLogger("switchgen")
 
 Launcher = Literal["deepspeed", "torchrun"]
-
-
-def world_size() -> int:
-    """Processes of this fit; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """This process's number among them; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes the files."""
-    return rank() == 0
-
-
-def is_launched() -> bool:
-    """Whether a launcher started this process as one of its ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def barrier() -> None:

@@ -18,9 +18,10 @@ from switchgen.config import CandidateConfig, LoraSection
 from switchgen.errors import ConfigError, ModelError
 from switchgen.files import lock, storage
 from switchgen.loading import adapter_folder, check_model, missing_weights
+from switchgen.ranks import is_main_process, world_size
 from switchgen.rundir import claim_stage
 from train.arguments import trains_on_cpu
-from train.launch import barrier, deepspeed_settings, is_main_process, world_size
+from train.launch import barrier, deepspeed_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from switchgen.api import generate
 from switchgen.candidates import Pool
 from switchgen.config import CandidateConfig, DecodingConfig
+from switchgen.ranks import is_main_process, rank, world_size
 from switchgen.trace import Query
 from train import ladder_texts
 from train.ladder import chat_rows, load_rung, packed_rows
-from train.launch import is_main_process, rank, world_size
 from train.optimizer import linear_schedule, muon_and_adamw
 from train.world import World
 

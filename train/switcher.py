@@ -30,10 +30,11 @@ from switchgen.files import finished_folder, write_atomic, write_json
 from switchgen.ids import content_hash
 from switchgen.loading import load_vocabulary
 from switchgen.prompts import FORMATS, SwitcherPrompt
+from switchgen.ranks import is_launched, is_main_process, world_size
 from switchgen.rundir import Run, claim_stage, provenance
 from switchgen.weights import weights_hash
 from train.label_data import LabelData, label_examples, read_labels
-from train.launch import Launcher, is_launched, is_main_process, launch, world_size
+from train.launch import Launcher, launch
 
 logger = logging.getLogger("switchgen")
 
