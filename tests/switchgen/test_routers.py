@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixed import FixedLogits
 from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, make_pair, route, written
 from reference import goes_on_with_word, in_word
 
+<<<<<<< HEAD
 from switchgen import Pool, Query, generate
 from switchgen.api import check_policy, response_seed
 from switchgen.config import RouterConfig, SegmentConfig
+=======
+from switchgen import DecodingConfig, Pool, Query, generate
+from switchgen.api import check_policy
+from switchgen.config import RouterConfig
+from switchgen.engines.base import Context
+>>>>>>> fixC
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import (
     RULES,
@@ -27,10 +35,16 @@ from switchgen.policies.routers import (
     is_format,
     parse_router,
 )
+<<<<<<< HEAD
 from switchgen.rows import Row
 from switchgen.sampling import Purpose, uniform
 from switchgen.token_loop import TokenLoop
 from switchgen.vocabulary import continues_word
+=======
+from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
+from switchgen.token_pen import TokenPen
+from switchgen.vocabulary import Vocabulary, continues_word
+>>>>>>> fixC
 
 TOKENS = ("the", "cat", ",", "\n")
 
@@ -110,15 +124,26 @@ def test_random_router_follows_its_number() -> None:
     assert 0.25 < picked.double().mean().item() < 0.35
 
 
-def _stated(name: str, base: np.ndarray, aligned: np.ndarray, number: float) -> str:
-    """The rules as the paper states them, one row, in numpy."""
+def _stated(
+    name: str,
+    base: np.ndarray,
+    aligned: np.ndarray,
+    number: float,
+    kinds: Sequence[str | None] = ("fc", None, "punc", "punc"),
+) -> str:
+    """The rules as the paper states them, one row, in numpy.
+
+    Args:
+        base, aligned: probabilities of the next token.
+        number: the row's random number.
+        kinds: which content rule fires on each token, if any.
+    """
     rule, _, gamma = name.partition("@")
+    rule, _, predictor = rule.partition("+")
     threshold = float(gamma) if gamma else math.nan
     parts = rule.removeprefix("baco-").split("-")
-    predicted = TOKENS[int(np.argmax(aligned))]
-    if "punc" in parts and predicted in (",", "\n"):
-        return "aligned"
-    if "fc" in parts and predicted == "the":
+    predicted = kinds[int(np.argmax(base if predictor == "base" else aligned))]
+    if predicted in parts:
         return "aligned"
     if parts[0] == "p":
         return "base" if base.max() < threshold else "aligned"
@@ -127,6 +152,8 @@ def _stated(name: str, base: np.ndarray, aligned: np.ndarray, number: float) -> 
         return "base" if entropy > threshold else "aligned"
     if parts[0] == "rand":
         return "base" if number < threshold else "aligned"
+    if parts[0] == "nudging":
+        return "aligned" if base.max() < threshold else "base"
     return "base"
 
 
@@ -393,6 +420,110 @@ def test_against_a_plain_loop(pair: Pool) -> None:
         agree = sum(a == b for a, b in zip(signed, writers, strict=False))
         assert agree >= 0.8 * len(writers)
     assert switches > 5
+
+
+# What the fixed models write, and which content rule fires on it, by hand.
+KINDS: dict[bytes, str | None] = {
+    b",": "punc", b"\n": "punc", b" ": "punc", b"(": "punc", b"a": "fc", b"i": "fc", b"k": None, b"v": None, b"7": None,
+    "中".encode()[:1]: None, "中".encode()[1:2]: None, "中".encode()[2:]: None,
+}  # fmt: skip
+INTERIOR = [
+    "baco-p@0.45", "baco-h@1.2", "baco-rand@0.5", "baco-punc", "baco-fc", "baco-p-punc@0.45", "baco-h-punc@1.2",
+    "baco-p-fc@0.45", "baco-h-fc@1.2", "baco-punc+base", "baco-h-fc+base@1.2", "nudging@0.45",
+]  # fmt: skip
+
+
+Routed = tuple[list[int], list[int], int]
+"""Tokens, who wrote each of them, and how often the router was asked."""
+
+
+class Tables:
+    """A base and an aligned model that depend on the last token and on the length, by tables of random logits."""
+
+    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
+        self.vocabulary = vocabulary
+        self.end = end
+        where = {token: index for index, token in enumerate(vocabulary.token_bytes)}
+        known = [where[token] for token in KINDS]
+        self.kinds: list[str | None] = [KINDS.get(token) for token in vocabulary.token_bytes]
+        size = len(vocabulary)
+        # Side, length modulo 7, last token, next token.
+        self.logits = np.full((2, 7, size, size), -np.inf)
+        self.logits[..., known] = np.random.default_rng(11).normal(0, 2.0, (2, 7, size, len(known)))
+        self.logits[..., end] = -2.0
+        # A character that is begun is ended, and only so.
+        first, *rest = (where[bytes([byte])] for byte in "中".encode())
+        self.logits[..., rest] = -np.inf
+        for begun, following in zip((first, *rest), rest, strict=False):
+            self.logits[:, :, begun] = -np.inf
+            self.logits[:, :, begun, following] = 0.0
+
+    def look_up(self, side: int, ids: list[int]) -> np.ndarray:
+        """Logits of the next token."""
+        return self.logits[side, len(ids) % 7, ids[-1]]
+
+    def write(self, name: str, prompt: list[int], seed: int, params: SamplingParams, limit: int) -> Routed:
+        """One row token by token, as the rules are stated."""
+        ids: list[int] = []
+        writers: list[int] = []
+        asked = 0
+        while len(ids) < limit or self.vocabulary.ends_inside_character(ids):
+            logits = np.stack([self.look_up(side, [*prompt, *ids]) for side in (0, 1)])
+            at = torch.tensor([seed]), torch.tensor([len(ids)])
+            drawn = [int(sample_tokens(torch.from_numpy(row)[None], *at, params)) for row in logits]
+            text = self.vocabulary.decode_bytes(ids)
+            writer = writers[-1] if writers else -1
+            token = -1 if writer < 0 else drawn[writer]
+            if token in (-1, self.end) or not goes_on_with_word(text, self.vocabulary.token_bytes[token]):
+                base, aligned = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+                picked = _stated(name, base, aligned, uniform(at[0], Purpose.ROUTER, at[1]).item(), self.kinds)
+                writer = ["base", "aligned"].index(picked)
+                asked += 1
+            if drawn[writer] == self.end:
+                break
+            ids.append(drawn[writer])
+            writers.append(writer)
+        return ids, writers, asked
+
+
+@pytest.fixture(scope="module")
+def tables(pair: Pool) -> Tables:
+    (end,) = pair.candidates[0].engine.stop_ids
+    return Tables(pair.candidates[0].vocabulary, end)
+
+
+@pytest.mark.parametrize("name", INTERIOR)
+def test_every_rule_decides_in_the_loop_as_stated(
+    pair: Pool, tables: Tables, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Fixed logits, many rows in a batch: each token and who wrote it, against one row at a time in numpy."""
+    for side, candidate in enumerate(pair):
+
+        def begin(contexts: Sequence[Context], side: int = side) -> FixedLogits:
+            return FixedLogits(contexts, lambda ids: torch.from_numpy(tables.look_up(side, ids)))
+
+        monkeypatch.setattr(candidate.engine, "begin", begin)
+    seen: dict[str, tuple[list[int], list[int]]] = {}
+    sign = TokenPen.sign
+
+    def recorded(pen: TokenPen, *arguments: Any) -> None:
+        seen[pen.row.trace.query.id] = pen.ids, pen.writers[: len(pen.ids)]
+        sign(pen, *arguments)
+
+    monkeypatch.setattr(TokenPen, "sign", recorded)
+    decoding = DecodingConfig(max_new_tokens=30, temperature=0.8, top_p=0.9)
+    traces = generate(pair, QUESTIONS, name, decoding=decoding, seed=SEED, max_rows=5)
+    all_writers: set[int] = set()
+    kept = 0
+    for trace in traces:
+        prompt = pair.candidates[0].prompt_ids(trace.query)
+        ids, writers, asked = tables.write(name, prompt, trace.seed, SamplingParams(0.8, 0.9), 30)
+        assert seen[trace.query.id] == (ids, writers)
+        assert trace.text == tables.vocabulary.decode(ids)
+        all_writers |= set(writers)
+        kept += len(ids) - asked
+    assert all_writers == {0, 1}, "γ is interior"
+    assert kept > 0, "some tokens go on with a word"
 
 
 def test_stop_string_and_text(pair: Pool) -> None:

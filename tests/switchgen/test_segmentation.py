@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import pytest
 import torch
+from fixed import FixedLogits
 from vocabularies import make_vocabulary
 
 from switchgen.config import SegmentConfig
@@ -90,25 +90,14 @@ def test_a_line_break_inside_a_character_waits() -> None:
 # -- where the writer is unsure ----------------------------------------------------------------------------------------
 
 
-class FixedLogits:
-    """A session whose rows' next-token probabilities are looked up by the text so far; "~" and "^" share the rest."""
-
-    def __init__(self, contexts: Sequence[Context]) -> None:
-        self.order = list(range(len(contexts)))
-        self.contexts = list(contexts)
-
-    def logits(self, ids_N: torch.Tensor | None = None) -> torch.Tensor:
-        logits_NV = torch.full((len(self.contexts), len(VOCABULARY)), -math.inf, dtype=torch.float64)
-        for row, context in enumerate(self.contexts):
-            probs = WRITTEN.get(VOCABULARY.decode(context.ids), {})
-            rest = (1 - sum(probs.values())) / 2
-            for text, value in {"~": rest, "^": rest, **probs}.items():
-                logits_NV[row, ids_of(text)[0]] = math.log(value)
-        return logits_NV
-
-    def keep(self, rows: list[int]) -> list[int]:
-        self.contexts = [self.contexts[row] for row in rows]
-        return rows
+def look_up(ids: list[int]) -> torch.Tensor:
+    """The writer's logits by the text so far; "~" and "^" share what is left."""
+    logits_V = torch.full((len(VOCABULARY),), -math.inf, dtype=torch.float64)
+    probs = WRITTEN.get(VOCABULARY.decode(ids), {})
+    rest = (1 - sum(probs.values())) / 2
+    for text, value in {"~": rest, "^": rest, **probs}.items():
+        logits_V[ids_of(text)[0]] = math.log(value)
+    return logits_V
 
 
 WRITTEN = {
@@ -144,7 +133,7 @@ def test_ends_where_the_writer_is_unsure(end: str, min_tokens: int, max_tokens: 
     contexts = [Context([]), Context(ids_of("ab c"))]
     items = [WriteItem(context, max_tokens, seed=0, token_index=0) for context in contexts]
     first, _ = write_segments(
-        FixedLogits(contexts), items, SamplingParams(temperature=0), SegmentRule.of(segment), (), VOCABULARY,
+        FixedLogits(contexts, look_up), items, SamplingParams(temperature=0), SegmentRule.of(segment), (), VOCABULARY,
         frozenset(), torch.empty(0, dtype=torch.long), EngineStats(),
     )  # fmt: skip
     assert (VOCABULARY.decode(first.ids), first.finish) == (written, finish)
