@@ -1,7 +1,7 @@
 """`switchgen doctor`: machine, versions, recipe check, memory and cost, before anything is spent.
 
 Sizes are read from the files' headers and the models' configs; no weights are loaded. Hub models that are not in the
-local cache are named as unknown.
+local cache are named as unknown; of those whose config alone is there, the config says it.
 """
 
 from __future__ import annotations
@@ -83,13 +83,16 @@ def _memory(run: Run) -> list[str]:
             continue
         size = model_size(config)
         if size is None:
-            lines.append(f"          {config.name}: {config.model} is not here; size unknown")
+            lines.append(
+                f"          {config.name}: {config.model} is neither here nor in the hub's cache; size unknown"
+            )
             continue
         shared = " (shared)" if any(model == config.model for model, _ in sizes) else ""
         sizes.append((config.model, size))
+        adapter = f"adapter {_size(size.own_adapter_bytes)}, " if size.own_adapter_bytes else ""
         lines.append(
             f"          {config.name}: {size.parameters / 1e6:.2f} M parameters, weights {_size(size.weight_bytes)}"
-            f"{shared}, caches {_size(load.cache_bytes(size))}"
+            f"{shared}, {adapter}caches {_size(load.cache_bytes(size))}"
         )
     if len(sizes) < len(run.recipe.pool):
         return lines
@@ -104,7 +107,8 @@ def _memory(run: Run) -> list[str]:
         devices = "" if way.devices == 1 else f" of {way.devices}, the fullest"
         lines.append(
             f"          {way.name}: peak {_size(process + way.peak)}{devices} (weights {_size(way.weights)}, caches "
-            f"{_size(way.caches)}, activations {_size(way.activations)})"
+            f"{_size(way.caches)}, activations {_size(way.activations)}); {_work(way.work)} a response"
+            f"{' on the busiest' if way.devices > 1 else ''}"
         )
     return lines
 
@@ -112,7 +116,8 @@ def _memory(run: Run) -> list[str]:
 def _cost(run: Run) -> list[str]:
     recipe = run.recipe
     rollout, decoding, n = recipe.rollout, recipe.decoding, len(recipe.pool)
-    states = rollout.queries * rollout.states
+    states = rollout.queries * rollout.states * rollout.rounds
+    rounds = f"{rollout.rounds} rounds, " if rollout.rounds > 1 else ""
     questions = len(recipe.tasks) * (recipe.evaluate.limit or 0)
     responses = questions * len(recipe.evaluate.policies) * len(recipe.evaluate.seeds)
     most = rollout.racing.max if rollout.budget == "racing" else rollout.completions
@@ -121,8 +126,8 @@ def _cost(run: Run) -> list[str]:
         return f"{states * decoding.max_new_tokens * (1 + n * completions) / 1e6:.2f} M new tokens"
 
     lines = [
-        f"cost      rollout: {states} states x {n} branches x {most} completions, at most {written(most)} (less where "
-        "responses end early)"
+        f"cost      rollout: {rounds}{states} states x {n} branches x {most} completions, at most {written(most)} "
+        "(less where responses end early)"
     ]
     if rollout.budget == "racing":
         start = rollout.racing.start
@@ -138,6 +143,10 @@ def _cost(run: Run) -> list[str]:
     tokens = ", ".join(f"{count:.0f} {what}" for what, count in work_tokens(Load.of(recipe), n).items())
     lines.append(f"          a response of {decoding.max_new_tokens} tokens, in any arrangement: {tokens}")
     return lines
+
+
+def _work(count: float) -> str:
+    return f"{count / 1e12:.1f} TFLOP" if count >= 1e11 else f"{count / 1e9:.2f} GFLOP"
 
 
 def _size(count: int) -> str:
