@@ -16,16 +16,10 @@ from fixed import FixedLogits
 from pairs import DECODING, QUESTIONS, SEED, assert_batched_equals_alone, ids_of, make_pair, route, written
 from reference import goes_on_with_word, in_word
 
-<<<<<<< HEAD
-from switchgen import Pool, Query, generate
+from switchgen import DecodingConfig, Pool, Query, generate
 from switchgen.api import check_policy, response_seed
 from switchgen.config import RouterConfig, SegmentConfig
-=======
-from switchgen import DecodingConfig, Pool, Query, generate
-from switchgen.api import check_policy
-from switchgen.config import RouterConfig
 from switchgen.engines.base import Context
->>>>>>> fixC
 from switchgen.errors import ConfigError
 from switchgen.policies.routers import (
     RULES,
@@ -35,16 +29,11 @@ from switchgen.policies.routers import (
     is_format,
     parse_router,
 )
-<<<<<<< HEAD
 from switchgen.rows import Row
-from switchgen.sampling import Purpose, uniform
-from switchgen.token_loop import TokenLoop
-from switchgen.vocabulary import continues_word
-=======
 from switchgen.sampling import Purpose, SamplingParams, sample_tokens, uniform
+from switchgen.token_loop import TokenLoop
 from switchgen.token_pen import TokenPen
 from switchgen.vocabulary import Vocabulary, continues_word
->>>>>>> fixC
 
 TOKENS = ("the", "cat", ",", "\n")
 
