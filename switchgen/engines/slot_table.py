@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from switchgen.engines.base import Context, EngineStats
 from switchgen.engines.slots import SlotCache, length_groups
 
+_SLOTS = 8
+"""Slots come in multiples of this."""
+
 
 class SlotTable:
     """The owners of a cache's slots.
@@ -48,6 +51,7 @@ class SlotTable:
             context.last_used = self._clock
         readers = set(map(id, parents))
         homeless = [context for context in contexts if context.slot is None]
+        self._make_room(len(homeless))
         copies: list[tuple[int, int, int]] = []
         for context in homeless:
             context.slot, context.cached = self._free_slot(stats), 0
@@ -122,16 +126,20 @@ class SlotTable:
         if sources:
             self.cache.move(sources, targets, length)
 
+    def _make_room(self, number: int) -> None:
+        """Have slots for so many more rows, as far as there may be: in steps, for each of them copies the caches."""
+        needed = min(self.max_slots, len(self.owners) + number - self.owners.count(None))
+        if needed > self.cache.num_slots:
+            grown = max(needed, self.cache.num_slots * 5 // 4)
+            self.cache.add_slots(min(self.max_slots, -(-grown // _SLOTS) * _SLOTS))
+
     def _free_slot(self, stats: EngineStats) -> int:
         for slot, owner in enumerate(self.owners):
             if owner is None:
                 return slot
         if len(self.owners) < self.max_slots:
-            slot = len(self.owners)
-            if slot == self.cache.num_slots:
-                self.cache.add_slots(min(self.max_slots, max(8, 2 * slot)))
             self.owners.append(None)
-            return slot
+            return len(self.owners) - 1
         slot, owner = min(
             ((slot, owner) for slot, owner in enumerate(self.owners) if owner is not None),
             key=lambda pair: pair[1].last_used,

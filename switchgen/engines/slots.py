@@ -163,6 +163,19 @@ class SlotCache(Cache):
         self.plan: Plan | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
+    def fit(self, expected: int, longest: int) -> None:
+        """Take note of the rows that are there; where they need less than half of the positions, the rest goes back.
+
+        Args:
+            expected: positions that they are expected to reach.
+            longest: positions that they have reached.
+        """
+        self.expected = expected
+        needed = -(-max(expected, longest, 1) // _GROWTH) * _GROWTH
+        if self.num_positions > 2 * needed:
+            self._longest = longest
+            self._resize(self.num_slots, needed)
+
     def set_plan(self, plan: Plan) -> None:
         """Prepare a forward: room for its positions, and where its tokens go."""
         if plan.max_length > self.num_positions:

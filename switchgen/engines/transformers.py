@@ -238,8 +238,9 @@ class SlotEngine(LocalEngine):
             # Children that have slots need nothing of their parents any more.
             homeless = [context for context in contexts if context.slot is None]
             self._catch_up_parents(list(parents.values()), homeless, leave)
-        longest = max([self.cache.expected, *(context.expected for context in contexts)])
-        self.cache.expected = min(longest, self.max_positions)
+        held = [*contexts, *(owner for owner in self.table.owners if owner is not None)]
+        expected = max((max(context.expected, len(context.ids)) for context in held), default=0)
+        self.cache.fit(min(expected, self.max_positions), max((context.cached for context in held), default=0))
         self.table.seat(contexts, list(parents.values()), leave, self.stats)
 
     def _catch_up_parents(self, parents: list[Context], children: Sequence[Context], leave: int) -> None:

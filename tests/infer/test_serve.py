@@ -422,6 +422,8 @@ def test_a_full_queue_and_a_server_that_stops(home: Path, tmp_path: Path) -> Non
     small = open_ladder(home, tmp_path, "engine.max_rows=1", "serve.max_waiting=1")
     with serving(small) as running, ThreadPoolExecutor(1) as thread:
         settings = {"model": "aligned", "messages": MESSAGES, "max_tokens": 400, "temperature": 2.0, "top_p": 1.0}
+        # No answer ends early.
+        running.pool.candidates[2].engine.stop_ids = frozenset()
         chunks = running.client().chat.completions.create(stream=True, **settings)
         next(iter(chunks))
         second = thread.submit(running.client().chat.completions.create, **settings)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairs import make_pair
 
 from switchgen.engines.attention import slot_attention
+from switchgen.engines.base import Context
 from switchgen.engines.slots import Plan, SlotCache
+from switchgen.engines.transformers import SlotEngine
 
 HEADS, GROUPS, SIZE, POSITIONS = 2, 3, 8, 40
 
@@ -154,3 +157,40 @@ def test_layers_on_several_devices(pools: tuple[torch.Tensor, torch.Tensor]) -> 
             query = torch.zeros(shape, device=device).repeat(1, GROUPS, 1, 1)
             out, _ = slot_attention(torch.nn.Module(), query, key, value, None, slot_plan=plan)
             assert key.device.type == out.device.type == device
+
+
+# -- what is set aside -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine() -> SlotEngine:
+    made = make_pair().candidates[0].engine
+    assert isinstance(made, SlotEngine)
+    return made
+
+
+@torch.inference_mode()
+def test_one_long_row_does_not_make_every_slot_long_for_ever(engine: SlotEngine) -> None:
+    """A request of 900 tokens once sized the caches of all that came after it."""
+    short, long = Context([5, 6, 7], expected=60), Context([8] * 150, expected=900)
+    alone = engine.begin([Context([5, 6, 7])]).logits()
+    engine.begin([short, long]).logits()
+    assert engine.cache.num_positions >= 900
+    engine.release(long)
+    short.ids.append(9)
+    again = engine.begin([short]).logits()
+    assert engine.cache.num_positions == 128, "what the row that is left needs"
+    engine.clear()
+    assert torch.allclose(engine.begin([Context([5, 6, 7, 9])]).logits(), again)
+    assert torch.allclose(engine.begin([Context([5, 6, 7])]).logits(), alone)
+
+
+def test_slots_are_set_aside_as_they_are_asked_for(engine: SlotEngine) -> None:
+    """96 rows once got 128 slots, by doubling."""
+    engine.begin([Context([5, 6, index]) for index in range(96)])
+    assert engine.cache.num_slots == 96
+    engine.begin([Context([5, 7, index]) for index in range(2)])
+    assert engine.cache.num_slots == 120
+    engine.begin([Context([5, 8, index]) for index in range(60)])
+    assert engine.cache.num_slots == engine.max_slots == 128
+    assert engine.stats.evicted_rows == 96 + 2 + 60 - 128
