@@ -38,6 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "racing, margin .45": {"margin": 0.45},
     "racing, start 2": {"start": 2, "step": 1},
     "racing, start 2, margin .3": {"start": 2, "step": 1, "margin": 0.3},
+    "racing, start 2, margin .35": {"start": 2, "step": 1, "margin": 0.35},
+    "racing, start 2, margin .4": {"start": 2, "step": 1, "margin": 0.4},
     "racing, start 2, margin .45": {"start": 2, "step": 1, "margin": 0.45},
     "racing, max 16": {"max": 16},
 }
