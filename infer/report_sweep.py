@@ -266,9 +266,9 @@ def sweep_table(document: JSON) -> str:
     for split, results in document["splits"].items():
         ranked = sorted(results["methods"], key=lambda m: -(m["coverage"] or {"value": 0.0})["value"])
         lines = [[m["name"], m["kind"], _interval(m["coverage"]), _interval(m["dominance"])] for m in ranked]
-        parts.append(f"split {split}: {len(results['prompts'])} prompts, {len(results['planes'])} planes")
+        parts.append(f"Split {split}: {len(results['prompts'])} prompts, {len(results['planes'])} planes.")
         parts.append(markdown_table(["method", "kind", "Coverage", "Dominance"], lines))
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def _interval(figure: JSON | None) -> str:

@@ -112,7 +112,9 @@ def test_the_document(swept: tuple[Run, JSON]) -> None:
                 assert figures["num_clusters"] == len(
                     {record["extracted"] for record in own if record["prompt"] == prompt}
                 )
-    assert "| baco-p " in sweep_table(document)
+    paragraphs = sweep_table(document).split("\n\n")
+    assert [part.split(":")[0] for part in paragraphs[::2]] == ["Split dev", "Split test"]
+    assert all(part.startswith("| method") and "| baco-p " in part for part in paragraphs[1::2])
 
 
 def test_samples_differ_and_points_share_seeds(swept: tuple[Run, JSON]) -> None:
