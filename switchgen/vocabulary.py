@@ -235,8 +235,8 @@ def continues_word(before: bytes, token: bytes) -> bool:
         return False
     if token[0] & 0xC0 == 0x80:
         return True
-    last = before[-4:].decode("utf-8", errors="ignore")[-1:]
-    if not last or not _in_word(last):
+    # Bytes that are no character, and are not made one by the token, are no part of a word either.
+    if not _in_word(before[-4:].decode("utf-8", errors="replace")[-1]):
         return False
     first = codecs.utf_8_decode(token[:4], "replace", False)[0][:1]
     return _in_word(first) if first else _may_be_in_word(token)

@@ -352,7 +352,7 @@ def test_a_plane_without_a_common_prompt_is_left_out(caplog: pytest.LogCaptureFi
     ("methods", "changes", "part"),
     [
         ([{"policy": "aligned", "gammas": [0.3]}], {}, "takes no `gammas`"),
-        ([{"policy": "baco-p"}], {}, "after @ stands γ"),
+        ([{"policy": "baco-p"}], {}, "has no γ: write it after @"),
         ([{"policy": "baco-q", "gammas": [0.1]}], {}, "baco-q"),
         ([{"policy": "aligned"}, {"policy": "aligned", "temperatures": [1.0]}], {}, "two methods are called aligned"),
         ([{"policy": "aligned"}, {"policy": "aligned", "name": "again"}], {}, "the same point: aligned-t0.7"),

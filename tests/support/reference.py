@@ -289,8 +289,7 @@ def goes_on_with_word(before: bytes, token: bytes) -> bool:
     """Whether a token continues the character or the word (letters, digits, marks) that the text ends in."""
     if not token or 0x80 <= token[0] < 0xC0:
         return bool(token)
-    last = before.decode("utf-8", "ignore")[-1:]
-    if not last or not in_word(last):
+    if not before or not in_word(before.decode("utf-8", "replace")[-1]):
         return False
     if codecs.utf_8_decode(token, "replace", False)[1] > 0:
         return in_word(token.decode("utf-8", "replace")[0])
