@@ -135,7 +135,7 @@ def test_scores_equal_those_of_rows_that_share_nothing(finished: Run, labels_of:
 
 def test_segments_that_end_where_the_writer_is_unsure(make_run: Any, labels_of: ReadLabels) -> None:
     """A border read off logits is the same in a fork, alone, and where a killed run writes its rows once more."""
-    segment = {"tokens": 12, "end": "p@0.2", "min_tokens": 2}
+    segment = {"tokens": 5, "end": "p@0.2", "min_tokens": 2}
     settings: dict[str, Any] = {"decoding": {"max_new_tokens": 32, "segment": segment}}
     run = make_run("run", "rollout.queries=4", **settings)
     main(run)
