@@ -62,7 +62,7 @@ class RacingBudget:
     settings: RacingConfig
 
     def more(self, scores: Sequence[Scores], ended: Sequence[bool]) -> list[int]:
-        """Nothing for a candidate that is ruled out; nothing for anybody once the winner, or a tie, is clear."""
+        """For the best mean so far and whoever may yet be better than it by the margin; nothing once nobody may."""
         settings = self.settings
         race = Race(scores, ended)
         running = [own for own, over in zip(scores, ended, strict=True) if not over]
@@ -71,10 +71,18 @@ class RacingBudget:
             # One candidate alone: all write the same. A completion is for the record.
             return [0 if over else settings.start if len(scores) > 1 else 1 for over in ended]
         left = race.survivors(settings.confidence)
-        if race.settled(left, settings.margin, settings.confidence):
+        rivals = race.unsettled(left, settings.margin, settings.confidence)
+        if not rivals:
             return [0] * len(scores)
-        count = min(settings.step, settings.max - longest)
-        return [count if index in left and not over else 0 for index, over in enumerate(ended)]
+        racing = [index for index in (race.best(left), *rivals) if not ended[index]]
+        ahead = max(len(scores[index]) for index in racing)
+        # Who waited while another led has fewer: pairs count as far as both have completions, so it catches up first.
+        behind = [index for index in racing if len(scores[index]) < ahead]
+        target = ahead if behind else settings.max
+        more = [0] * len(scores)
+        for index in behind or racing:
+            more[index] = min(settings.step, target - len(scores[index]))
+        return more
 
     def verdict(self, scores: Sequence[Scores], ended: Sequence[bool]) -> Verdict:
         """The best mean among the candidates that are not ruled out."""
@@ -83,7 +91,7 @@ class RacingBudget:
         left = race.survivors(settings.confidence)
         label = race.best(left)
         outcome = "budget"
-        if race.settled(left, settings.margin, settings.confidence):
+        if not race.unsettled(left, settings.margin, settings.confidence):
             outcome = "tie" if race.tied(left, settings.margin, settings.confidence) else "winner"
         return Verdict(label, outcome, race.confidence(label))
 

@@ -8,8 +8,9 @@ betting"), with parts of the money on several stakes s in (0, 1 / (1 - m)]:
     W_n = sum over stakes of  part * prod_{j<=n} (1 + s (D_j + m))
 
 If E D <= -m, W is a nonnegative supermartingale that starts at 1, and by Ville's inequality
-P(W_n >= 1 / alpha for any n) <= alpha, however often one looks. With m > 0 pairs that score alike are evidence, too:
-n of them raise the large stake's wealth to (1 - m)^-n, as in an exact binomial test.
+P(W_n >= 1 / alpha for any n) <= alpha, however often one looks, and whoever's completions are drawn first: W_n is of
+the first n pairs, in their order. With m > 0 pairs that score alike are evidence, too: n of them raise the large
+stake's wealth to (1 - m)^-n, as in an exact binomial test.
 
 Why betting: Hoeffding races (Maron & Moore 1994) and empirical Bernstein stopping (Mnih et al. 2008) decide nothing
 within 32 completions at the confidences that pay: their bounds pay for the range of the scores (Hoeffding at n = 32,
@@ -88,11 +89,12 @@ class Race:
             if not any(self.evidence(other, index) >= needed for other in indices if other != index)
         ]
 
-    def settled(self, candidates: Sequence[int], margin: float, confidence: float) -> bool:
-        """Whether none of them is shown to be better than the best mean's by the margin: more would change little."""
+    def unsettled(self, candidates: Sequence[int], margin: float, confidence: float) -> list[int]:
+        """Who may yet be better than the best mean's by the margin; without any, more would change little."""
         leader = self.best(candidates)
         needed = 1 / (1 - confidence)
-        return all(self.evidence(leader, other, margin) >= needed for other in candidates if other != leader)
+        return [other for other in candidates
+                if other != leader and self.evidence(leader, other, margin) < needed]  # fmt: skip
 
     def tied(self, candidates: Sequence[int], margin: float, confidence: float) -> bool:
         """Whether another of them is no worse than the best mean's by the margin."""

@@ -36,14 +36,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "racing, margin .1": {"margin": 0.1},
     "racing, margin .3": {"margin": 0.3},
     "racing, margin .45": {"margin": 0.45},
-    "racing, start 2": {"start": 2, "step": 1},
-    "racing, start 2, margin .3": {"start": 2, "step": 1, "margin": 0.3},
-    "racing, start 2, margin .35": {"start": 2, "step": 1, "margin": 0.35},
-    "racing, start 2, margin .4": {"start": 2, "step": 1, "margin": 0.4},
-    "racing, start 2, margin .45": {"start": 2, "step": 1, "margin": 0.45},
+    **{
+        f"racing, start 2, confidence {confidence}, margin {margin}": {
+            "start": 2, "step": 1, "confidence": confidence, "margin": margin}
+        for confidence in (0.9, 0.85, 0.8) for margin in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
+    },
     "racing, max 16": {"max": 16},
-}
-"""Beside the recipe's default: racing's curve goes by the margin, as uniform's goes by k."""
+}  # fmt: skip
+"""Beside the recipe's default: racing's curve goes by margin and confidence, as uniform's goes by k."""
 Record = dict[str, Any]
 
 
@@ -138,12 +138,12 @@ def main() -> None:
     longest = max(*UNIFORM, racing.max)
     found = {name: simulate(budget, records, longest, arguments.reps, seed=1) for name, budget in budgets.items()}
     rows = {}
-    print(f"{'budget':<22} {'regret [95%]':<32} tokens a state   of uniform 32's")
+    print(f"{'budget':<46} {'regret [95%]':<32} tokens a state   of uniform 32's")
     for name, figures in found.items():
         share = figures[:, 1].mean() / found["uniform 32"][:, 1].mean()
         rows[name] = {"regret": interval(figures[:, 0]), "tokens": round(float(figures[:, 1].mean()), 1),
                       "share_of_uniform_32": round(float(share), 3)}  # fmt: skip
-        print(f"{name:<22} {rows[name]['regret']!s:<32} {rows[name]['tokens']:<16} {share:.1%}")
+        print(f"{name:<46} {rows[name]['regret']!s:<32} {rows[name]['tokens']:<16} {share:.1%}")
     means = np.array([record["means"] for record in records])
     print(json.dumps({
         "states": len(records),

@@ -28,6 +28,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tqdm.std import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
@@ -131,6 +133,7 @@ class Torture:
             return child
         try:
             os.setpgid(0, 0)
+            own_lock_of_bars()
             log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
@@ -173,6 +176,11 @@ class Torture:
         victim = chance.choice([child, *children_of(child)])
         os.kill(victim, signal.SIGKILL)
         return os.waitpid(child, 0)[1]
+
+
+def own_lock_of_bars() -> None:
+    """Progress bars share one semaphore over forks: whoever is killed while it draws would hold it for all others."""
+    tqdm.set_lock(threading.RLock())
 
 
 def wait_until(child: int, seconds: float | None) -> int | None:
@@ -292,6 +300,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="work in this new folder and leave it (default: a temporary one)")
     arguments = parser.parse_args()
     options = {key: getattr(arguments, key) for key in ("kills", "seed", "stages", "workers", "size")}
+    own_lock_of_bars()  # before any bar, so that all kinds of them have it
     for module in IMPORTS:
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as scratch:

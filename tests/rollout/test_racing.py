@@ -80,6 +80,19 @@ def test_a_clear_winner_ends_at_once_and_losers_drop_out() -> None:
     assert counts[0] == counts[1] == 32 > counts[2]
 
 
+def test_who_is_no_better_than_the_leader_waits_and_goes_on_when_another_leads() -> None:
+    budget = RacingBudget(RacingConfig(start=4, step=2, margin=0.3, confidence=0.8))
+    none = [False] * 3
+    # 0 is no worse than 2 in all four pairs: 2 waits. 1 may yet be better than 0.
+    scores = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]
+    assert budget.more(scores, none) == [2, 2, 0]
+    scores = [[*scores[0], 0.0, 0.0], [*scores[1], 0.0, 1.0], scores[2]]
+    # 1 leads; that it is no worse than 2 has not been shown, so 2 catches up before anybody else goes on.
+    assert Race(scores, none).unsettled([0, 1, 2], 0.3, 0.8) == [0, 2]
+    assert budget.more(scores, none) == [0, 0, 2]
+    assert race(budget, [[*own, *[0.0] * 26] for own in scores])[0].label == 1
+
+
 def test_a_branch_that_ended_is_certain() -> None:
     budget = RacingBudget(DEFAULT)
     assert race(budget, [[1.0], [0.0], [0.0]], [True] * 3)[0] == Verdict(0, "winner", 1.0)
