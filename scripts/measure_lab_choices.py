@@ -87,7 +87,7 @@ VARIANTS = {
     "fresh_branches": Variant(("rollout.branch=fresh",), labels=None),
     "racing": Variant(("rollout.budget=racing",), labels=None),
     "racing_coarse": Variant(
-        ("rollout.budget=racing", "rollout.racing={start: 2, step: 1, margin: 0.45}"), labels=None
+        ("rollout.budget=racing", "rollout.racing={start: 2, step: 1, margin: 0.25, confidence: 0.8}"), labels=None
     ),
     "two_rounds": Variant(("rollout.rounds=2", "rollout.queries={half}"), labels=None),  # as many labels as `base`
     # The segment.
