@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from digits import save_digits
 from kills import once_lines_are_there
-from ladders import save_ladder
 from outcomes import final_state, repeated
 
 from rollout.stage import main as rollout
@@ -25,23 +25,14 @@ from switchgen.workers import num_workers_of
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("base", "tuned", "aligned")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ladder, a task, a recipe, and `alone/` with the labels of one process."""
     folder = tmp_path_factory.mktemp("ranks")
-    save_ladder(folder / "ladder", NAMES)
-    rows = [{"id": str(i), "input": f"{i}: which digit?", "output": str(i % 10)} for i in range(20)]
-    task = {"name": "digits", "task_type": "exact_match", "train": rows, "test": rows[:6]}
-    (folder / "digits.json").write_text(json.dumps(task))
-    (folder / "queries.jsonl").write_text("".join(json.dumps({"input": f"Query {i}?"}) + "\n" for i in range(20)))
     recipe = {
-        "pool": [{"name": name, "model": str(folder / "ladder" / name), "dtype": "float64"} for name in NAMES],
-        "decoding": {"max_new_tokens": 32, "segment": 8},
-        "engine": {"max_rows": 8, "threads": 1},
-        "tasks": [{"file": str(folder / "digits.json")}],
+        **save_digits(folder, train=20, test=6, queries=20),
         "rollout": {"queries": 12, "states": 2, "completions": 4},
         "evaluate": {"policies": ["random", "aligned"], "seeds": [0]},
     }
@@ -50,13 +41,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(home: Path, *words: str) -> tuple[int, str]:
+LAUNCHERS = {
+    "torchrun": ("--standalone", "--nproc-per-node", "2", "-m"),
+    "deepspeed": ("--num_accelerators", "2", "--master_port", "29619", "--no_local_rank", "--module"),
+}
+
+
+def launch(home: Path, *words: str, launcher: str = "torchrun") -> tuple[int, str]:
     """A verb in two ranks; its exit code and what was said."""
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    pytest.importorskip("torch" if launcher == "torchrun" else launcher)
+    program = Path(sys.executable).with_name(launcher)
     process = subprocess.Popen(
-        [torchrun, "--standalone", "--nproc-per-node", "2", "-m", "switchgen", *words], cwd=home, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
+        [str(program), *LAUNCHERS[launcher], "switchgen", *words], cwd=home, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu",
+             "PATH": f"{program.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         said, _ = process.communicate(timeout=280)
@@ -85,12 +84,13 @@ def same_records(home: Path, name: str) -> bool:
     )
 
 
-def test_two_ranks_label_as_one_process(home: Path) -> None:
-    code, said = launch(home, "rollout", "recipe.yaml", "--run-dir", "two")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_label_as_one_process(home: Path, launcher: str) -> None:
+    code, said = launch(home, "rollout", "recipe.yaml", "--run-dir", launcher, launcher=launcher)
     assert code == 0, said
     assert said.count('"asked_states": 24') == 1, "one summary, by rank 0"
-    assert len(list((home / "two" / "rollout").glob("labels-*.jsonl"))) == 2
-    assert same_records(home, "two")
+    assert len(list((home / launcher / "rollout").glob("labels-*.jsonl"))) == 2
+    assert same_records(home, launcher)
 
 
 def test_two_ranks_answer_and_evaluate_as_one_process(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

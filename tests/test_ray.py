@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
+from digits import save_digits
 from kills import lines_in, once_lines_are_there
-from ladders import save_ladder
 from outcomes import final_state, repeated
 
 from rollout.stage import main as rollout
@@ -26,7 +25,6 @@ os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-NAMES = ("base", "tuned", "aligned")
 LABELS = "labels-*.jsonl"
 
 
@@ -40,16 +38,8 @@ def _no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ladder, a task, a recipe, and `alone/` with the labels and answers of one process."""
     folder = tmp_path_factory.mktemp("ray")
-    save_ladder(folder / "ladder", NAMES)
-    rows = [{"id": str(i), "input": f"{i}: which digit?", "output": str(i % 10)} for i in range(40)]
-    task = {"name": "digits", "task_type": "exact_match", "train": rows, "test": rows[:2]}
-    (folder / "digits.json").write_text(json.dumps(task))
-    (folder / "queries.jsonl").write_text("".join(json.dumps({"input": f"Query {i}?"}) + "\n" for i in range(40)))
     recipe = {
-        "pool": [{"name": name, "model": str(folder / "ladder" / name), "dtype": "float64"} for name in NAMES],
-        "decoding": {"max_new_tokens": 32, "segment": 8},
-        "engine": {"max_rows": 8},
-        "tasks": [{"file": str(folder / "digits.json")}],
+        **save_digits(folder, train=40, test=2, queries=40),
         "rollout": {"queries": 24, "states": 2, "completions": 4},
     }
     (folder / "ray.yaml").write_text(yaml.safe_dump(recipe))
