@@ -15,7 +15,7 @@ import torch
 from switchgen.candidates import Pool
 from switchgen.config import DecodingConfig
 from switchgen.engines.base import Engine, Session
-from switchgen.engines.fitting import make_fewer, out_of_memory
+from switchgen.engines.fitting import does_not_fit, make_fewer, out_of_memory
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
 from switchgen.errors import no_number
@@ -123,7 +123,7 @@ class TokenLoop:
             live: whether to come back after a segment's length even where no other row could come in.
 
         Raises:
-            MemoryError, RuntimeError: a single row does not fit.
+            ModelError: not even a single row fits.
         """
         room = self._room
         now, later = pens[:room], pens[room:]
@@ -132,8 +132,11 @@ class TokenLoop:
         try:
             done, now = self._step_until_done(now, refill=not exhausted or bool(later), max_steps=steps)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or room == 1:
+            if not out_of_memory(error):
                 raise
+            if room == 1:
+                names = " and ".join(engine.name for engine in self.engines)
+                raise does_not_fit(names, now[0].row.num_written) from error
         else:
             return done, [*now, *later]
         # A token is appended for both models or for neither, so what the rows have got stands.

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from switchgen.engines.base import Context
+from switchgen.errors import ModelError
 
 logger = logging.getLogger("switchgen")
 
@@ -44,7 +45,7 @@ def in_batches(
     read again. Warns once an engine.
 
     Raises:
-        MemoryError, RuntimeError: a single item does not fit.
+        ModelError: not even a single item fits.
     """
     results: list[Result] = []
     while len(results) < len(items):
@@ -53,14 +54,25 @@ def in_batches(
         try:
             results += work(items[part])
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or engine.max_slots == 1:
+            if not out_of_memory(error):
                 raise
+            if engine.max_slots == 1:
+                raise does_not_fit(engine.name, lengths[0]) from error
         else:
             continue
         for context, length in zip(contexts[part], lengths, strict=True):
             del context.ids[length:]
         make_fewer(engine)
     return results
+
+
+def does_not_fit(name: str, tokens: int) -> ModelError:
+    """A row that does not fit by itself."""
+    return ModelError(
+        f"{name}: not even one row ({tokens} tokens) fits in the memory that is left beside the models and other "
+        "models' caches; what helps: a smaller engine.max_rows or engine.kv_budget, a smaller decoding.max_new_tokens, "
+        "a narrower dtype, another device (`switchgen doctor RECIPE` says what a pool needs)"
+    )
 
 
 def make_fewer(engine: Fitted) -> None:

@@ -20,7 +20,7 @@ from switchgen import DecodingConfig, Pool, Query, generate
 from switchgen.api import check_policy, response_seed
 from switchgen.config import RouterConfig, SegmentConfig
 from switchgen.engines.base import Context
-from switchgen.errors import ConfigError
+from switchgen.errors import ConfigError, ModelError
 from switchgen.policies.routers import (
     RULES,
     RouterPolicy,
@@ -390,7 +390,7 @@ def test_rows_that_do_not_fit_in_memory(pair: Pool, monkeypatch: pytest.MonkeyPa
     assert {candidate.engine.max_slots for candidate in narrow} == {2}
     monkeypatch.setattr(aligned, "max_slots", 1)
     monkeypatch.setattr(aligned, "forward", lambda *_, **__: forward(None, None, [0] * 3))
-    with pytest.raises(MemoryError):
+    with pytest.raises(ModelError, match="base and aligned: not even one row"):
         written(narrow, "baco-rand@0.5")
 
 
