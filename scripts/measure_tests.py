@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
     "equivalence": ["tests/switchgen/test_loop.py", "tests/switchgen/test_engines.py", "tests/switchgen/test_slots.py",
                     "tests/switchgen/test_rows.py", "tests/switchgen/test_candidates.py",
-                    "tests/switchgen/test_routers.py", "tests/rollout", "tests/infer/test_batch.py"],
+                    "tests/switchgen/test_routers_in_loop.py", "tests/rollout", "tests/infer/test_batch.py"],
     "text": ["tests/switchgen/test_vocabulary.py", "tests/switchgen/test_prompts.py"],
     "bad-input": ["tests/test_bad_input.py"],
     "wheel": ["tests/test_wheel.py"],
