@@ -44,6 +44,8 @@ class Cell:
     segment: int = 50
     limited: bool = True
     """Whether rates are measured, too, for L."""
+    static: bool = True
+    """Whether (a) is timed with a preallocated cache, too: how it grows is a matter of `generate`."""
 
     @property
     def total(self) -> int:

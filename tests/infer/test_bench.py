@@ -172,6 +172,9 @@ def test_the_slower_of_two_forms_is_timed_once(micro: Size) -> None:
     (line,) = ratios([a, static, d])
     assert line["d/a"] > 0
     assert not command.measure(bench, Cell("tiny", 2, 30, "d", 1, segment=10, limited=False))[0].rates
+    assert [entry.case for entry in command.measure(bench, Cell("tiny", 2, 30, "a", 1, segment=10, static=False))] == [
+        "a"
+    ]
 
 
 def test_prints_a_table_and_one_json_line_last(
