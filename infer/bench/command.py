@@ -87,9 +87,7 @@ def measure(bench: Bench, cell: Cell) -> list[Measured]:
 
     Where the faster of two counts ((a)'s forms, the decoders of L), the first repeat finds it and others repeat it.
     """
-    names = [name for name in CASES if name[0] in cell.cases]
-    if not cell.static and "a-static" in names:
-        names.remove("a-static")
+    names = [name for name in CASES if name[0] in cell.cases and (cell.static or name != "a-static")]
     measured = {name: Measured(name, cell) for name in names}
     _warm_up(bench, cell)
     for repeat in range(cell.repeats):
@@ -100,7 +98,7 @@ def measure(bench: Bench, cell: Cell) -> list[Measured]:
                 rates = measured[name].rates
                 decoders: tuple[Decoder, ...] = (rates[0].decoder,) if rates else ("a", "b")
                 rates.append(measure_rates(bench, cell, max(1, round(taken.mean_batch)), decoders))
-        if repeat == 0 and "a" in cell.cases:
+        if repeat == 0 and "a-static" in names:
             names.remove(max(("a", "a-static"), key=lambda name: measured[name].median("wall_s")))
     return list(measured.values())
 
