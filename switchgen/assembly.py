@@ -14,6 +14,7 @@ from switchgen.guard import guard_mask
 from switchgen.ids import content_hash
 from switchgen.loading import check_adapter, check_model
 from switchgen.merges import check_merge, is_merge, is_merged, merged_candidate, merged_folder
+from switchgen.models import ModelStore
 from switchgen.policies.fixed import decoding_under
 from switchgen.policies.judge import load_judge
 from switchgen.policies.masked import MaskedPolicy, leave_out, split_name
@@ -118,7 +119,8 @@ def load_writers(run: Run, names: Sequence[str]) -> dict[str, Writer]:
     for name in names:
         if is_own_model(name) and name not in run.recipe.names:
             config = own_candidate(run, name)
-            student = Pool.load([config], max_slots=_slots(run))
+            models = ModelStore(compiled=run.recipe.engine.compile)
+            student = Pool.load([config], max_slots=_slots(run), models=models)
             writers[name] = Writer(name, student, make_policy(config.name, student))
             continue
         if pool is None:

@@ -105,7 +105,8 @@ class Pool:
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Pool:
         """The pool of a recipe whose paths are resolved (`rundir.open_run`)."""
-        return cls.load(recipe.pool, max_slots=recipe.engine.kv_budget or 2 * recipe.engine.max_rows)
+        models = ModelStore(compiled=recipe.engine.compile)
+        return cls.load(recipe.pool, max_slots=recipe.engine.kv_budget or 2 * recipe.engine.max_rows, models=models)
 
     def load_switcher(self, config: SwitcherConfig, *, max_slots: int = 128) -> Switcher:
         """The switcher of a recipe: its base with its adapter (none: the untuned switcher).

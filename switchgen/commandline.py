@@ -181,6 +181,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queries", type=_positive, metavar="N", help="queries in all (default: as many as rows)")
     parser.add_argument("--repeats", type=_positive, metavar="N", help="interleaved repeats of every case")
     parser.add_argument("--no-limit", action="store_true", help="leave out L and the rates that it takes")
+    parser.add_argument("--compile", action="store_true", help="decode by torch.compile, on CUDA as CUDA graphs")
     parser.add_argument("--memory", action="store_true", help="instead: does memory grow over many short queries?")
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads (default: 1)")
     parser.add_argument("--device", default="", metavar="D", help="cpu, cuda, cuda:1 (default: cuda for 8b, else cpu)")

@@ -17,7 +17,7 @@ from switchgen.engines.remote import RemoteEngine
 from switchgen.engines.replicas import Replicas
 from switchgen.engines.snapshot import SnapshotEngine
 from switchgen.engines.transformers import SlotEngine
-from switchgen.errors import ModelError, one_line
+from switchgen.errors import ConfigError, ModelError, one_line
 from switchgen.loading import adapter_folder, load_model, load_vocabulary
 from switchgen.vocabulary import Vocabulary
 
@@ -25,9 +25,14 @@ logger = logging.getLogger("switchgen")
 
 
 class ModelStore:
-    """Loaded weights, each once: candidates and switcher that name the same model share it, adapters and all."""
+    """Loaded weights, each once: candidates and switcher that name the same model share it, adapters and all.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: whether engines in this process compile their decode steps.
+    """
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        self._compiled = compiled
         self._models: dict[tuple[str, ...], _SharedModel] = {}
         self._vocabularies: dict[tuple[str, str | None], Vocabulary] = {}
         self._configs: list[CandidateConfig] = []
@@ -48,6 +53,7 @@ class ModelStore:
 
         Raises:
             ModelError: missing or unreadable files, a tokenizer that does not fit.
+            ConfigError: it is to be compiled and cannot be.
         """
         if config.engine == "openai":
             return self._remote(config, name or config.name)
@@ -77,6 +83,13 @@ class ModelStore:
         shared.engine_kind = type(engine)
         if isinstance(engine, SlotEngine):
             engine.family, engine.adapter = shared, adapter
+        if self._compiled:
+            if not isinstance(engine, SlotEngine):
+                raise ConfigError(
+                    f"{engine.name}: engine.compile: caches of {type(model).__name__} cannot be kept in slots, and its "
+                    "rows are decoded one by one; allowed with it: engine.compile: false"
+                )
+            engine.compile()
         return engine
 
     def _remote(self, config: CandidateConfig, name: str) -> RemoteEngine:

@@ -59,6 +59,8 @@ class Bench:
     def __init__(self, ladder: BenchLadder) -> None:
         self.ladder = ladder
         self.clock = ForwardClock(ladder.models)
+        for engine in ladder.engines:
+            self.clock.watch(engine)
         self.device = ladder.engines[0].device
         self._read: tuple[Cell, list[Row]] | None = None
         """Rows whose first tokens every model has read, and whose cell they are."""

@@ -24,8 +24,11 @@ _CELL = {"rows": 3, "new_tokens": 24, "segment": 8, "cases": "d", "repeats": 1}
 _MAX_LAYERS = 10
 
 
-def check(size: Size, device: str) -> int:
+def check(size: Size, device: str, *, compiled: bool = False) -> int:
     """Compare the two loops on a size's shapes, case (d).
+
+    Args:
+        compiled: the loop's decode steps by `torch.compile`.
 
     Returns:
         Tokens compared, all of them equal.
@@ -34,7 +37,7 @@ def check(size: Size, device: str) -> int:
         AssertionError: they differ.
     """
     layers = min(size.num_hidden_layers, _MAX_LAYERS if size.hidden_size < 2048 else 1)
-    ladder = make_ladder(size, device=device, dtype=torch.float64, num_hidden_layers=layers)
+    ladder = make_ladder(size, device=device, dtype=torch.float64, compiled=compiled, num_hidden_layers=layers)
     bench = Bench(ladder)
     cell = Cell(size.name, **_CELL)  # type: ignore[arg-type]
     rows = bench.rows(cell)

@@ -46,8 +46,13 @@ CUDA = (
 """On one GPU. Caches of 192 rows beside four models' weights want more than 80 GB; `--rows` asks for fewer."""
 
 
-def run(cells: Sequence[Cell], *, device: str = "cpu", say: Callable[[str], None] = print) -> dict[str, Any]:
+def run(
+    cells: Sequence[Cell], *, device: str = "cpu", compiled: bool = False, say: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Check the sizes, measure the cells, print a line per case.
+
+    Args:
+        compiled: decode steps by `torch.compile`.
 
     Returns:
         The JSON line's content: `cases`, `ratios`, `checked`, and the machine.
@@ -56,10 +61,10 @@ def run(cells: Sequence[Cell], *, device: str = "cpu", say: Callable[[str], None
     checked: dict[str, int] = {}
     for size in dict.fromkeys(cell.size for cell in cells):
         # In a function of its own, so that its models are gone before the next ladder is built.
-        checked[size] = check(SIZES[size], device)
+        checked[size] = check(SIZES[size], device, compiled=compiled)
         logger.info("bench: size %s: %d tokens equal to those of the plain loop (float64)", size, checked[size])
         of_size = [cell for cell in cells if cell.size == size]
-        bench = Bench(make_ladder(SIZES[size], device=device, max_slots=_slots(of_size)))
+        bench = Bench(make_ladder(SIZES[size], device=device, max_slots=_slots(of_size), compiled=compiled))
         for cell in of_size:
             found = measure(bench, cell)
             measured += found
@@ -70,6 +75,7 @@ def run(cells: Sequence[Cell], *, device: str = "cpu", say: Callable[[str], None
         "ratios": ratios(measured),
         "checked_tokens": checked,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "compiled": compiled,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -187,6 +193,9 @@ def main(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
             limited=not arguments.no_limit,
         )
     )
+    if arguments.compile and any("f" in cell.cases for cell in cells):
+        raise ConfigError("bench: case f counts what its models are fed, which compiled steps do not tell; allowed "
+                          "with --compile: --cases abcde")  # fmt: skip
     torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if "8b" in arguments.size else "cpu")
     pick_device("bench", device)
@@ -199,4 +208,4 @@ def main(arguments: argparse.Namespace, say: Callable[[str], None]) -> dict[str,
             segment=8,
             device=device,
         )
-    return run(cells, device=device, say=say)
+    return run(cells, device=device, compiled=arguments.compile, say=say)

@@ -86,13 +86,20 @@ class BenchLadder:
 
 
 def make_ladder(
-    size: Size, *, device: str = "cpu", max_slots: int = 128, dtype: torch.dtype | None = None, **changes: Any
+    size: Size,
+    *,
+    device: str = "cpu",
+    max_slots: int = 128,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+    **changes: Any,
 ) -> BenchLadder:
     """Three candidates and a switcher with random weights.
 
     Args:
         max_slots: rows whose caches each model keeps.
         dtype: other than the size's own.
+        compiled: decode steps by `torch.compile`.
         changes: to the models' config.
 
     Raises:
@@ -110,7 +117,11 @@ def make_ladder(
         candidates.append(Candidate(name, engine, "chat" if index else PLAIN_TEMPLATE))
     pool = Pool(candidates)
     engine = _engine("switcher", models[-1], chat, max_slots, size)
-    return BenchLadder(size, pool, Switcher(engine, SwitcherPrompt(chat, len(NAMES), chat=True)), models)
+    ladder = BenchLadder(size, pool, Switcher(engine, SwitcherPrompt(chat, len(NAMES), chat=True)), models)
+    if compiled:
+        for engine in ladder.engines:
+            engine.compile()
+    return ladder
 
 
 def _engine(name: str, model: PreTrainedModel, vocabulary: Vocabulary, max_slots: int, size: Size) -> SlotEngine:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from switchgen.engines.slots import Plan
+from switchgen.engines.transformers import SlotEngine
+
 
 @dataclass
 class Taken:
@@ -55,13 +58,30 @@ class ForwardClock:
                 module.register_forward_pre_hook(self._enter)
                 module.register_forward_hook(self._leave)
 
+    def watch(self, engine: SlotEngine) -> None:
+        """Count an engine's decode steps as a whole: compiled ones tell nobody of their forwards."""
+        decode = engine.decode
+
+        def clocked(plan: Plan, ids_N: torch.Tensor) -> torch.Tensor:
+            self._enter()
+            try:
+                return decode(plan, ids_N)
+            finally:
+                self._leave()
+
+        engine.decode = clocked  # type: ignore[method-assign]
+
     def _enter(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         if self._depth == 0:
             self._wait()
             self._started = time.perf_counter()
         self._depth += 1
 
     def _leave(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         self._depth -= 1
         if self._depth == 0:
             self._wait()

@@ -180,6 +180,9 @@ class EngineConfig(Section):
     max_rows: int = Field(64, ge=1, description="responses in flight")
     kv_budget: int | None = Field(None, ge=1, description="rows whose caches a model may hold; default 2 x max_rows")
     threads: int | None = Field(None, ge=1, description="torch threads on CPU; default: torch's own")
+    compile: bool = Field(
+        False, description="compile decode steps with torch.compile, on CUDA as CUDA graphs (docs/performance.md)"
+    )
     executor: Literal["local", "ray"] = Field(
         "local", description="where a stage's workers run: processes here, or actors of a Ray cluster (extra `ray`)"
     )

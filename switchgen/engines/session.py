@@ -53,9 +53,7 @@ class SlotSession:
         engine = self.engine
         if ids_N is None:
             ids_N = torch.tensor([context.ids[-1] for context in self.contexts], device=engine.device)
-        logits_NV: torch.Tensor = engine.forward(
-            engine.model, self.plan(), ids_N[:, None], self.positions_N[:, None], logits_to_keep=1
-        ).logits[:, -1]
+        logits_NV = engine.decode(self.plan(), ids_N)
         self.advance()
         engine.stats.decode_seconds += time.perf_counter() - started
         return logits_NV

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_GROWTH = 128
+GROWTH = 128
+"""Positions come in multiples of this."""
 # What one more attention call costs, in positions read.
 _CALL_COST = 256
 
@@ -115,7 +116,7 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate zeros: never read as values, but 0 x NaN behind a mask of -inf would still be NaN."""
-        slots, positions = self.cache.num_slots, self.cache.num_positions
+        slots, positions = self.cache.num_slots + self.cache.spare, self.cache.num_positions
         self.keys = _zeros(key_states, (slots, key_states.shape[1], positions, key_states.shape[3]))
         self.values = _zeros(value_states, (slots, value_states.shape[1], positions, value_states.shape[3]))
         self.is_initialized = True
@@ -160,6 +161,8 @@ class SlotCache(Cache):
         """Positions that rows are expected to reach."""
         self._longest = 0
         """Positions that any row has reached."""
+        self.spare = 0
+        """Slots behind the others that are no row's."""
         self.plan: Plan | None = None
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
@@ -171,18 +174,22 @@ class SlotCache(Cache):
             longest: positions that they have reached.
         """
         self.expected = expected
-        needed = -(-max(expected, longest, 1) // _GROWTH) * _GROWTH
+        needed = -(-max(expected, longest, 1) // GROWTH) * GROWTH
         if self.num_positions > 2 * needed:
             self._longest = longest
             self._resize(self.num_slots, needed)
 
     def set_plan(self, plan: Plan) -> None:
         """Prepare a forward: room for its positions, and where its tokens go."""
-        if plan.max_length > self.num_positions:
-            grown = max(plan.max_length, self.expected, int(self.num_positions * 1.25))
-            self._resize(self.num_slots, -(-grown // _GROWTH) * _GROWTH)
+        self.make_room(plan.max_length)
         self._longest = max(self._longest, plan.max_length)
         self.plan = plan
+
+    def make_room(self, num_positions: int) -> None:
+        """Have that many positions, or more: in steps, for each of them copies the caches."""
+        if num_positions > self.num_positions:
+            grown = max(num_positions, self.expected, int(self.num_positions * 1.25))
+            self._resize(self.num_slots, -(-grown // GROWTH) * GROWTH)
 
     def clear(self) -> None:
         """Give all memory back."""
@@ -202,7 +209,7 @@ class SlotCache(Cache):
             if layer.is_initialized:
                 for name in ("keys", "values"):
                     old = getattr(layer, name)
-                    new = _zeros(old, (num_slots, old.shape[1], num_positions, old.shape[3]))
+                    new = _zeros(old, (num_slots + self.spare, old.shape[1], num_positions, old.shape[3]))
                     new[:used, :, :length] = old[:used, :, :length]
                     setattr(layer, name, new)
         self.num_slots, self.num_positions = num_slots, num_positions

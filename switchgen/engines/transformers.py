@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from switchgen.engines.attention import ATTENTION, register
 from switchgen.engines.base import Context, Family, WriteItem, Written
+from switchgen.engines.compiled import CompiledDecoder
 from switchgen.engines.fitting import in_batches
 from switchgen.engines.local import LocalEngine
 from switchgen.engines.session import SlotSession
@@ -59,6 +60,17 @@ class SlotEngine(LocalEngine):
         self.adapter: str | None = None
         self.cache = SlotCache(model.config.get_text_config().num_hidden_layers)
         self.table = SlotTable(self.cache, max_slots)
+        self.decoder: CompiledDecoder | None = None
+
+    def compile(self) -> None:
+        """Compile decode steps from now on, at the first of them.
+
+        Raises:
+            ConfigError: they cannot be (`CompiledDecoder`).
+        """
+        self.decoder = CompiledDecoder(self)
+        self.clear()
+        self.cache.spare = 1
 
     # -- the engine's contract ------------------------------------------------------------------------------------
 
@@ -198,6 +210,17 @@ class SlotEngine(LocalEngine):
             result = self.forward(self.model, plan, ids_T[None], positions_T[None], logits_to_keep=last).logits[0]
         self.stats.read_seconds += time.perf_counter() - started
         return result
+
+    def decode(self, plan: Plan, ids_N: torch.Tensor) -> torch.Tensor:
+        """One token a row of the first slots; logits of the next one, shape [rows, vocabulary]."""
+        # Rows of which nothing was read yet: the layers make their pools as they are fed.
+        if self.decoder is not None and all(layer.is_initialized for layer in self.cache.layers):
+            self.activate()
+            return self.decoder(plan, ids_N)
+        logits_NV: torch.Tensor = self.forward(
+            self.model, plan, ids_N[:, None], plan.positions_T[:, None], logits_to_keep=1
+        ).logits[:, -1]
+        return logits_NV
 
     def forward(
         self, module: torch.nn.Module, plan: Plan, ids: torch.Tensor, positions: torch.Tensor, **kwargs: Any

@@ -98,6 +98,7 @@ def test_cells() -> None:
         (["--written", "64"], "give --rows or --new-tokens, too"),
         (["--quick", "--rows", "2"], "--quick is a table of its own"),
         (["--cases", "z"], "unknown case 'z'; allowed: a, b, c, d, e, f"),
+        (["--quick", "--compile"], "allowed with --compile: --cases abcde"),
         (["--size", "8b", "--device", "cpu"], "needs a CUDA device; allowed here: tiny, small"),
         (["--quick", "--device", "cuda:9"], "is not here"),
     ],
