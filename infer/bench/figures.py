@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal
@@ -60,6 +60,8 @@ class Measured:
             "over_limit": self.over_limit("wall"),
             "over_limit_cpu": self.over_limit("cpu"),
             "overhead_share": statistics.median((run.wall_s - run.forward_s) / run.wall_s for run in self.runs),
+            "decode_share": self._share(lambda run, step_s: step_s),
+            "read_share": self._share(lambda run, step_s: run.forward_s - step_s),
             "switcher_share": statistics.median(run.switcher_s / run.wall_s for run in self.runs),
             "read_tokens": last.read_tokens,
             "decoded_tokens": last.decoded_tokens,
@@ -74,6 +76,11 @@ class Measured:
             line["decoder"] = self.rates[-1].decoder
         line = {name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()}
         return {**line, **last.notes}
+
+    def _share(self, part: Callable[[Taken, float], float]) -> float | None:
+        """A part of the wall's seconds, the median over the repeats; None where no engine's decode steps were timed."""
+        parts = [part(run, run.step_s) / run.wall_s for run in self.runs if run.step_s is not None]
+        return statistics.median(parts) if parts else None
 
     def limits(self, clock: Literal["wall", "cpu"]) -> list[float]:
         """L of each repeat, with that repeat's rates."""

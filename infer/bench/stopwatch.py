@@ -27,6 +27,8 @@ class Taken:
     """Processor seconds of this process: below `wall_s` by what others took of the core."""
     forward_s: float = 0.0
     """Seconds inside model forwards."""
+    step_s: float | None = None
+    """Those of them that the engines' decode steps took; the rest read. None where no engine wrote."""
     switcher_s: float = 0.0
     """Seconds in which writers were chosen."""
     decode_s: float = 0.0
@@ -50,6 +52,8 @@ class ForwardClock:
 
     def __init__(self, models: Sequence[PreTrainedModel]) -> None:
         self.seconds = 0.0
+        self.step_seconds = 0.0
+        """Of decode steps of the engines that are watched."""
         self._depth = 0
         self._started = 0.0
         self._wait: Callable[[], None] = wait_for(models[0].device)
@@ -63,11 +67,13 @@ class ForwardClock:
         decode = engine.decode
 
         def clocked(plan: Plan, ids_N: torch.Tensor) -> torch.Tensor:
+            before = self.seconds
             self._enter()
             try:
                 return decode(plan, ids_N)
             finally:
                 self._leave()
+                self.step_seconds += self.seconds - before
 
         engine.decode = clocked  # type: ignore[method-assign]
 
@@ -102,12 +108,13 @@ def timed(clock: ForwardClock, device: torch.device) -> Iterator[Taken]:
     wait = wait_for(device)
     reset_peak(device)
     taken = Taken()
-    forward, wall, cpu = clock.seconds, time.perf_counter(), time.process_time()
+    forward, step, wall, cpu = clock.seconds, clock.step_seconds, time.perf_counter(), time.process_time()
     yield taken
     wait()
     taken.wall_s = time.perf_counter() - wall
     taken.cpu_s = time.process_time() - cpu
     taken.forward_s = clock.seconds - forward
+    taken.step_s = (clock.step_seconds - step) or None
     taken.peak_mb = peak_mb(device)
 
 

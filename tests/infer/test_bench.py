@@ -198,6 +198,11 @@ def test_prints_a_table_and_one_json_line_last(
         assert line["wall_min_s"] <= line["wall_s"] <= line["wall_max_s"] and line["cpu_s"] > 0
         assert 0 < line["overhead_share"] < 1 and line["peak_mb"] > 0
         assert (line["limit_s"] is not None) == (line["case"] in "cd")
+        if line["case"] in "bcdf":
+            shares = [line[f"{part}_share"] for part in ("decode", "read", "overhead")]
+            assert min(shares) > 0 and sum(shares) == pytest.approx(1, abs=1e-3)
+        else:
+            assert line["decode_share"] is line["read_share"] is None
     assert sorted(line["repeats"] for line in first[:2]) == [1, 2] and {line["repeats"] for line in first[2:]} == {2}
     for line in first[:5]:
         assert line["decoded_tokens"] == 60, "all cases write the same number of tokens"
