@@ -115,8 +115,11 @@ def _cluster(ray: Any, workers: int) -> Iterator[None]:
         return
     settings: dict[str, Any] = {"configure_logging": False, "log_to_driver": False}
     if "RAY_ADDRESS" not in os.environ:
-        # As many places as workers were asked for, whatever the number of cores, as with local processes.
-        settings |= {"num_cpus": workers, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
+        # Not one that happens to run here; with as many places as workers were asked for, whatever the number of cores,
+        # as with local processes.
+        settings |= {
+            "address": "local", "num_cpus": workers, "object_store_memory": _STORE_BYTES, "include_dashboard": False
+        }  # fmt: skip
     ray.init(**settings)
     try:
         yield

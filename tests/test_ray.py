@@ -135,11 +135,18 @@ def test_an_actor_out_of_reach_is_ended_before_another_takes_its_place(
 
 
 def test_infer_by_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More workers than places, and a relative path; the output is one process's."""
+    """Over a relative path, beside somebody's cluster; the output is one process's."""
+    from ray.cluster_utils import Cluster
+
     monkeypatch.chdir(home)
     words = ["infer", "ray.yaml", "--input", "queries.jsonl", "--policy", "random", "--run-dir"]
     assert switchgen([*words, "a", "--output", "a.jsonl"]) == 0
-    assert switchgen([*words, "b", "--output", "b.jsonl", "--executor", "ray", "--workers", "2"]) == 0
+    store = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=store)
+    try:
+        assert switchgen([*words, "b", "--output", "b.jsonl", "--executor", "ray", "--workers", "2"]) == 0
+    finally:
+        cluster.shutdown()
     assert (home / "a.jsonl").read_bytes() == (home / "b.jsonl").read_bytes()
 
 
